@@ -1,0 +1,116 @@
+"""How every script starts: one line for a user's mistake, no work behind a misspelled flag."""
+
+import argparse
+import inspect
+import os
+import shutil
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, get_args, get_origin
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call ``main``; a ValueError or OSError becomes one line on stderr and exit code 1.
+
+    ``KNOWLM_TRACEBACK=1`` shows the traceback instead.
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
+    if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's warning on stdout
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped run cleans up after itself
+    try:
+        main()
+    except (ValueError, OSError, MemoryError) as error:
+        if os.environ.get("KNOWLM_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse, with whole flags only, the script's docstring as help, and one line for a mistake."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+                         allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        refuse(f"{message} (see --help)")
+
+
+def refuse(message: str) -> NoReturn:
+    """One line on stderr and exit code 2: the command itself is wrong."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def run_fire(component: Callable | Mapping[str, Callable], doc: str) -> None:
+    """``fire.Fire``, behind a guard that stops at an unknown, repeated or missing flag before any work.
+
+    component: one function, or functions by command name. A parameter annotated
+    ``Annotated[type, "help"]`` shows that help under ``--help``.
+    """
+    arguments = sys.argv[1:]
+    if isinstance(component, Mapping):
+        if not arguments or arguments[0] in ("-h", "--help"):
+            _print_help(doc, component)
+            sys.exit(0 if arguments else 2)
+        if arguments[0] not in component:
+            refuse(f"unknown command: {arguments[0]} (choose from {', '.join(component)})")
+        function = component[arguments.pop(0)]
+    else:
+        function = component
+    if any(argument in ("-h", "--help") for argument in arguments):
+        _print_help(doc, {function.__name__: function} if isinstance(component, Mapping) else {"": function})
+        sys.exit(0)
+    _check_flags(function, arguments)
+
+    import fire
+
+    run(lambda: fire.Fire(function, command=arguments))
+
+
+def _check_flags(function: Callable, arguments: list[str]) -> None:
+    parameters = inspect.signature(function).parameters
+    given, value_may_follow = set(), False
+    for argument in arguments:
+        if argument.startswith("--") and argument != "--":
+            name, has_value, _ = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            if name not in parameters and name.startswith("no") and name[2:] in parameters:
+                name = name[2:]
+            if name not in parameters:
+                refuse(f"unrecognized arguments: {argument} (see --help)")
+            if name in given:
+                refuse(f"--{name} is given twice")
+            given.add(name)
+            value_may_follow = not has_value
+        elif value_may_follow:
+            value_may_follow = False
+        else:
+            refuse(f"unrecognized arguments: {argument} (flags are written --name value; see --help)")
+    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in given]
+    if missing:
+        refuse(f"the following arguments are required: {', '.join('--' + name for name in missing)}")
+
+
+def _print_help(doc: str, functions: Mapping[str, Callable]) -> None:
+    print(doc.strip())
+    for name, function in functions.items():
+        print(f"\n{name + ' ' if name else ''}options:")
+        if name and function.__doc__:
+            print(textwrap.indent(inspect.cleandoc(function.__doc__), "  "))
+        for parameter in inspect.signature(function).parameters.values():
+            help_text = ""
+            if get_origin(parameter.annotation) is Annotated:
+                help_text = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
+            default = "required" if parameter.default is parameter.empty else f"default: {parameter.default!r}"
+            print(textwrap.fill(f"{help_text} ({default})", 100, initial_indent=f"  --{parameter.name:<24} ",
+                                subsequent_indent=" " * 29))

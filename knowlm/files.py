@@ -1,0 +1,136 @@
+"""Files that are whole or absent: write to a temporary name, fsync, rename."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it takes ``path``'s place, on failure it is removed."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield ``PATH.partial`` to fill; on success it becomes ``path``, so that a folder by that name is whole.
+
+    A partial folder left by a killed run is removed first. Raises ValueError when
+    ``path`` already holds something: nothing of a user's is overwritten.
+    """
+    path = Path(path)
+    require_new(path)
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for file in partial.rglob("*"):
+            sync(file)
+        if path.exists():
+            path.rmdir()
+        os.replace(partial, path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def require_new(folder: str | Path) -> None:
+    """Raise ValueError if ``folder`` already holds something."""
+    folder = Path(folder)
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ValueError(f"{folder}: already exists; remove it, or name another output")
+
+
+def require_file(path: str | Path) -> Path:
+    """Return ``path`` if it is a file; else raise ValueError naming the nearest file there."""
+    path = Path(path)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, a file is needed")
+    import difflib
+
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
+    hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
+    raise ValueError(f"{path}: no such file; {hint}")
+
+
+def require_space(folder: str | Path, needed: int) -> None:
+    """Raise OSError if the disk under ``folder`` has fewer than ``needed`` bytes left."""
+    parent = Path(folder).absolute()
+    while not parent.exists():
+        parent = parent.parent
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OSError(f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on that disk; "
+                      "make room or choose an output on another disk")
+
+
+def sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def read_json(path: str | Path) -> Any:
+    """Raises ValueError naming the file when it is missing or no JSON."""
+    try:
+        return json.loads(require_file(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
+
+
+def read_records(path: str | Path) -> list[dict]:
+    """Objects of a JSON list or of a JSONL file, whatever its suffix.
+
+    Raises ValueError naming file and line on anything else.
+    """
+    text = require_file(path).read_text(encoding="utf-8").strip()
+    if text.startswith("["):
+        try:
+            records = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
+    else:
+        records = []
+        for number, line in enumerate(text.splitlines(), 1):
+            try:
+                records.append(json.loads(line) if line.strip() else None)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        records = [record for record in records if record is not None]
+    for number, record in enumerate(records, 1):
+        if not isinstance(record, dict):
+            raise ValueError(f"{path}, record {number}: an object is needed, found {type(record).__name__}")
+    return records

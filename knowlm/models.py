@@ -1,0 +1,97 @@
+"""Load tokenizers and models: device, dtype, 8-bit, LoRA."""
+
+import re
+from pathlib import Path
+
+from knowlm.files import read_json
+
+
+def check_model_folder(path: str) -> None:
+    """Raise ValueError, without loading anything, if ``path`` is no model folder and no name on the hub.
+
+    Looks at what usually breaks: no config, no weights, an index that names a missing shard, a cut file.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
+            return  # a hub name; the hub says whether it exists
+        raise ValueError(f"{path}: no such model folder; name one, or get the default model with "
+                         "tools/download.py --default_model --download_path PATH")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{path}: no config.json, so not a Hugging Face model folder; convert or download the model first")
+    if "model_type" not in read_json(folder / "config.json"):
+        raise ValueError(f"{folder / 'config.json'}: names no model_type; download it again")
+    for index in folder.glob("*.index.json"):
+        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
+            if not (folder / shard).is_file():
+                raise ValueError(f"{folder / shard}: missing, though {index.name} names it; download it again")
+    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
+    if not weights:
+        raise ValueError(f"{path}: holds no weights (*.safetensors or pytorch_model*.bin); download it again")
+    for file in weights:
+        if file.suffix == ".safetensors":
+            check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Raise ValueError if a safetensors file is cut short or is something else."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{file}: damaged ({error}); download or make it again") from None
+
+
+def load_tokenizer(path: str):
+    """The model's tokenizer with a pad token, padding on the left as generation needs."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def load_base(path: str, *, load_8bit: bool = False, training: bool = False):
+    """A causal language model on the GPU if there is one, else on the CPU.
+
+    16-bit on a GPU and 32-bit on a CPU to generate; 32-bit to train (the Trainer casts); int8 with ``load_8bit``.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    gpu = torch.cuda.is_available()
+    settings: dict = {"dtype": torch.float16 if gpu and not training else torch.float32}
+    if load_8bit:
+        settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if load_8bit or not training:
+        settings["device_map"] = {"": 0 if gpu else "cpu"}
+    try:
+        return AutoModelForCausalLM.from_pretrained(path, **settings)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(f"{path}: the model does not load: {str(error).splitlines()[0]}") from error
+
+
+def check_adapter_folder(path: str) -> None:
+    """Raise ValueError if ``path`` holds no LoRA adapter."""
+    folder = Path(path)
+    if not (folder / "adapter_config.json").is_file():
+        raise ValueError(f"{path}: no adapter_config.json, so not a LoRA folder; tune one with finetune/lora/finetune.py")
+    if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
+        raise ValueError(f"{path}: holds no adapter_model.safetensors or .bin; tune or download it again")
+
+
+def load_for_generation(base_model: str, lora_weights: str | None = None, load_8bit: bool = False):
+    """(model, tokenizer), ready to generate; the folders are checked before anything is loaded."""
+    check_model_folder(base_model)
+    if lora_weights:
+        check_adapter_folder(lora_weights)
+    tokenizer = load_tokenizer(base_model)
+    model = load_base(base_model, load_8bit=load_8bit)
+    if lora_weights:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, lora_weights)
+    return model.eval(), tokenizer

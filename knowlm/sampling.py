@@ -1,0 +1,41 @@
+"""Which samples go into a batch when a corpus has several types of data."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+FILL_MODES = {0: (False, False), 1: (True, False), 2: (False, True), 3: (True, True)}
+
+
+def proportional_order(type_counts: Sequence[int], per_batch: Sequence[int], mode: int, seed: int) -> np.ndarray:
+    """Sample numbers of one epoch, so that each global batch holds ``per_batch[t]`` samples of type t.
+
+    type_counts: samples of each type, types lying one after another in the corpus.
+    per_batch: samples of each type in one global batch (before gradient accumulation).
+    mode: what happens as types run out at different times:
+        0 drop the rest of each type, stop at the shortest; 1 fill each type's last batch, stop at the shortest;
+        2 drop, then repeat the shorter types up to the longest; 3 fill, then repeat (the default of 2023).
+    Returns (batches * sum(per_batch),) ids. Raises ValueError when a type can't fill its share.
+    """
+    if len(per_batch) != len(type_counts):
+        raise ValueError(f"--global_batch_distributed has {len(per_batch)} numbers, the corpus has {len(type_counts)} types")
+    fill, repeat = FILL_MODES[mode]
+    generator = np.random.default_rng(seed)
+    first = np.concatenate([[0], np.cumsum(type_counts)[:-1]])
+    batches = []
+    for count, share in zip(type_counts, per_batch, strict=True):
+        if share > 0 and (count == 0 or (count < share and not fill)):
+            raise ValueError(f"a type of {count} samples can't give {share} to a batch; use mode 1 or 3, or a smaller share")
+        batches.append(0 if share == 0 else -(-count // share) if fill else count // share)
+    used = [b for b, share in zip(batches, per_batch, strict=True) if share > 0]
+    if not used:
+        raise ValueError("--global_batch_distributed: at least one number must be above zero")
+    num_batches = max(used) if repeat else min(used)
+    columns = []
+    for start, count, share in zip(first, type_counts, per_batch, strict=True):
+        rounds = -(-num_batches * share // max(count, 1)) or 1
+        ids = np.concatenate([generator.permutation(count) for _ in range(rounds)])[: num_batches * share]
+        columns.append((start + ids).reshape(num_batches, share))
+    order = np.concatenate(columns, axis=1)
+    generator.permuted(order, axis=1, out=order)  # every device sees every type
+    return order.reshape(-1)

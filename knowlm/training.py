@@ -1,0 +1,124 @@
+"""What pretraining and tuning share around the Hugging Face Trainer."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from knowlm.files import replacing, sync
+
+# Flags of 2023 that transformers 5 dropped: their new name, or None for one that no longer changes anything.
+RENAMED_FLAGS = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "no_cuda": "use_cpu",
+                 "overwrite_output_dir": None, "logging_dir": None, "save_safetensors": None}
+
+
+def translate_flags(arguments: Sequence[str]) -> list[str]:
+    """Rewrite published TrainingArguments flags that transformers 5 renamed or dropped; says so on stderr.
+
+    >>> translate_flags(["--evaluation_strategy", "steps", "--overwrite_output_dir", "True", "--seed", "1"])
+    ['--eval_strategy', 'steps', '--seed', '1']
+    """
+    translated: list[str] = []
+    dropping = False
+    for argument in arguments:
+        flag, equals, value = argument.partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if not flag.startswith("--"):
+            if not dropping:
+                translated.append(argument)
+            dropping = False
+            continue
+        dropping = False
+        if name == "group_by_length":
+            translated += ["--train_sampling_strategy", "group_by_length"]
+            dropping = not equals
+        elif name in RENAMED_FLAGS:
+            new = RENAMED_FLAGS[name]
+            print(f"--{name} is now {'--' + new if new else 'without effect'}", file=sys.stderr)
+            if new:
+                translated.append(f"--{new}{equals}{value}")
+            dropping = new is None and not equals
+        else:
+            translated.append(argument)
+    return translated
+
+
+def start_processes_on_cpu(uses_deepspeed: bool) -> None:
+    """Where there is no GPU, let DeepSpeed's processes talk over gloo; call before TrainingArguments are made.
+
+    Without it accelerate counts one process per batch and DeepSpeed refuses the batch size.
+    """
+    import torch
+
+    if uses_deepspeed and not torch.cuda.is_available():
+        if "WORLD_SIZE" not in os.environ:
+            raise ValueError("--deepspeed needs its launcher: start with `deepspeed --num_gpus N` or "
+                             "`torchrun --nproc_per_node N` instead of `python`")
+        os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+        from accelerate import PartialState
+
+        PartialState(backend="gloo")
+
+
+def last_whole_checkpoint(output_dir: str | Path) -> str | None:
+    """The newest ``checkpoint-N`` that was saved to its end: the Trainer writes ``trainer_state.json`` last."""
+    whole = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def train_and_save(trainer, resume_from_checkpoint: str | None) -> None:
+    """Train, save model, tokenizer, state and loss picture into ``output_dir``, a running start if there is one.
+
+    resume_from_checkpoint: a checkpoint's folder; None takes the last whole one of ``output_dir``;
+    ``"False"`` starts over.
+    """
+    output_dir = Path(trainer.args.output_dir)
+    checkpoint = resume_from_checkpoint or last_whole_checkpoint(output_dir)
+    if checkpoint in ("True", "true"):
+        checkpoint = last_whole_checkpoint(output_dir)
+    if checkpoint in ("False", "false"):
+        checkpoint = None
+    if checkpoint:
+        if not (Path(checkpoint) / "trainer_state.json").is_file():
+            raise ValueError(f"{checkpoint}: not a whole checkpoint (no trainer_state.json); name another or leave the flag out")
+        print(f"going on from {checkpoint}", file=sys.stderr)
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_state()
+    partial = output_dir / "final.partial"
+    trainer.save_model(str(partial))  # every process takes part under ZeRO-3
+    if trainer.is_world_process_zero():
+        files = sorted(partial.iterdir(), key=lambda path: path.name.endswith("config.json"))  # the configs last
+        for file in files:
+            sync(file)
+            os.replace(file, output_dir / file.name)
+        partial.rmdir()
+        draw_loss(trainer.state.log_history, output_dir / "loss.png")
+
+
+def draw_loss(history: Sequence[dict], path: Path) -> None:
+    """A picture of the Trainer's log: training and held-out loss over steps."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
+        points = [(entry["step"], entry[key]) for entry in history if key in entry]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+    pyplot.close(figure)
+
+
+def last_losses(history: Sequence[dict]) -> str:
+    """``held-out loss 3.60 → 0.26``, or the last training loss where nothing was held out."""
+    held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    if held_out:
+        return f"held-out loss {held_out[0]:.3f} → {held_out[-1]:.3f}"
+    training = [entry["loss"] for entry in history if "loss" in entry]
+    return f"training loss {training[0]:.3f} → {training[-1]:.3f}" if training else "no loss logged"

@@ -1,0 +1,150 @@
+"""Pretrain all parameters of a LLaMA-like model on a packed corpus.
+
+    python pretrain/train.py --model_name_or_path ./converted --data_path ./data/merged --output_dir ./out
+    deepspeed --num_gpus 8 pretrain/train.py --deepspeed pretrain/configs/zero3.json --fp16 True \\
+        --gradient_checkpointing True --model_name_or_path ./converted --data_path ./data/merged --output_dir ./out
+
+Takes every flag of transformers' TrainingArguments besides its own. A run that was stopped goes on from the last whole
+checkpoint in --output_dir (--resume_from_checkpoint False starts over). Output: the model as a Hugging Face folder,
+checkpoint-N folders, trainer_state.json with every logged loss, loss.png.
+"""
+
+import ast
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
+
+from knowlm.cli import refuse, run
+from knowlm.corpus import Corpus
+from knowlm.training import last_losses, start_processes_on_cpu, train_and_save, translate_flags
+
+
+@dataclass
+class PretrainingArguments:
+    model_name_or_path: str = field(metadata={"help": "folder of the model to train on"})
+    data_path: str = field(metadata={"help": "prefix of a packed corpus (pretrain/preprocess.py)"})
+    eval_data_path: str | None = field(default=None, metadata={
+        "help": "prefix of a held-out corpus; its loss is taken before, by --eval_strategy, and after"})
+    model_max_length: int = field(default=1024, metadata={"help": "samples are cut to so many tokens"})
+    global_batch_distributed: str | None = field(default=None, metadata={
+        "help": 'samples of each data type in a global batch, before gradient accumulation: "[424,80]"'})
+    fill_mode: int = field(default=3, metadata={
+        "choices": [0, 1, 2, 3],
+        "help": "as types run out: 0 drop rests, stop at the shortest; 1 fill last batches, stop at the shortest; "
+                "2 drop, repeat to the longest; 3 fill and repeat"})
+
+
+def main() -> None:
+    arguments = translate_flags(sys.argv[1:])
+    start_processes_on_cpu(any(a.split("=")[0] == "--deepspeed" for a in arguments) and "--help" not in arguments)
+    ours, training = parse_args(arguments)
+    corpus = Corpus(ours.data_path)
+    held_out = Corpus(ours.eval_data_path) if ours.eval_data_path else None
+
+    import transformers
+
+    from knowlm.models import check_model_folder, load_base, load_tokenizer
+
+    check_model_folder(ours.model_name_or_path)
+    tokenizer = load_tokenizer(ours.model_name_or_path)
+    check_vocabulary(corpus, len(tokenizer))
+    order = batch_order(ours, training, corpus)
+    transformers.set_seed(training.seed)
+    model = load_base(ours.model_name_or_path, training=True)
+    model.config.use_cache = False
+    trainer = make_trainer(model, tokenizer, training, corpus, held_out, ours.model_max_length, order)
+    train_and_save(trainer, training.resume_from_checkpoint)
+    if trainer.is_world_process_zero():
+        print(f"{training.output_dir}: {trainer.state.global_step} steps, {last_losses(trainer.state.log_history)}")
+
+
+def parse_args(arguments: list[str]):
+    from transformers import HfArgumentParser, TrainingArguments
+
+    parser = HfArgumentParser([PretrainingArguments, TrainingArguments], description=__doc__, allow_abbrev=False)
+    parser.error = lambda message: refuse(f"{message} (see --help)")
+    if not any(a.split("=")[0] == "--disable_tqdm" for a in arguments) and not sys.stderr.isatty():
+        arguments = [*arguments, "--disable_tqdm", "True"]
+    if any(a.split("=")[0] == "--deepspeed" for a in arguments):
+        arguments = [*arguments, "--accelerator_config", '{"use_configured_state": true}'] \
+            if not has_gpu() else arguments
+    if not has_gpu() and not any(a.split("=")[0] == "--use_cpu" for a in arguments):
+        arguments = [*arguments, "--use_cpu", "True"]
+    ours, training, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        refuse(f"unrecognized arguments: {' '.join(unknown)} (see --help)")
+    training.remove_unused_columns = False
+    return ours, training
+
+
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
+    made_with = corpus.settings.get("vocab_size", vocab_size)
+    if made_with > vocab_size:
+        raise ValueError(f"{corpus.prefix}: made with a tokenizer of {made_with} pieces, the model's has {vocab_size}; "
+                         "write the corpus again with the model's tokenizer")
+
+
+def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
+    """Sample numbers in the order of training, or None for a plain shuffle."""
+    if ours.global_batch_distributed is None:
+        return None
+    from knowlm.sampling import proportional_order
+
+    try:
+        per_batch = ast.literal_eval(ours.global_batch_distributed)
+        assert isinstance(per_batch, list) and all(type(n) is int and n >= 0 for n in per_batch)
+    except (ValueError, SyntaxError, AssertionError):
+        raise ValueError(f"--global_batch_distributed {ours.global_batch_distributed}: a list such as [424,80] is needed") from None
+    devices = training.world_size * training.train_batch_size
+    if sum(per_batch) != devices:
+        raise ValueError(f"--global_batch_distributed {per_batch} sums to {sum(per_batch)}; "
+                         f"devices × per-device batch is {devices}: make them equal")
+    return proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
+
+
+def make_trainer(model, tokenizer, training, corpus: Corpus, held_out: Corpus | None, max_length: int, order):
+    import torch
+    from torch.utils.data import Dataset, SequentialSampler
+    from transformers import Trainer
+
+    class Samples(Dataset):
+        def __init__(self, corpus: Corpus, order=None):
+            self.corpus, self.order = corpus, order
+
+        def __len__(self):
+            return len(self.corpus if self.order is None else self.order)
+
+        def __getitem__(self, i):
+            number = i if self.order is None else int(self.order[i])
+            return {"input_ids": torch.from_numpy(self.corpus[number][:max_length].astype("int64"))}
+
+    def collate(samples):
+        """Pad ids with EOS and labels with -100 to the longest sample of the batch."""
+        pad, samples = torch.nn.utils.rnn.pad_sequence, [sample["input_ids"] for sample in samples]
+        return {
+            "input_ids": pad(samples, batch_first=True, padding_value=tokenizer.eos_token_id),  # (batch, seq)
+            "attention_mask": pad([torch.ones_like(s) for s in samples], batch_first=True),
+            "labels": pad(samples, batch_first=True, padding_value=-100),
+        }
+
+    class PretrainingTrainer(Trainer):
+        def _get_train_sampler(self, dataset=None):
+            return super()._get_train_sampler(dataset) if order is None else SequentialSampler(self.train_dataset)
+
+    if held_out is not None:
+        training.eval_on_start = True
+    trainer = PretrainingTrainer(model=model, args=training, train_dataset=Samples(corpus, order), data_collator=collate,
+                                 eval_dataset=None if held_out is None else Samples(held_out), processing_class=tokenizer)
+    return trainer
+
+
+if __name__ == "__main__":
+    run(main)
