@@ -36,8 +36,14 @@ def main(
     repetition_penalty: Annotated[float | None, "default 1.6"] = None,
 ) -> None:
     settings = GenerationSettings(num_beams=1 if interactive else 3, repetition_penalty=1.6).updated(
-        max_new_tokens=max_new_tokens, num_beams=num_beams, do_sample=do_sample, temperature=temperature,
-        top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty)
+        max_new_tokens=max_new_tokens,
+        num_beams=num_beams,
+        do_sample=do_sample,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+    )
     model, tokenizer = load_for_generation(str(base_model), load_8bit=load_8bit)
     if interactive:
         interact(model, tokenizer, settings)
@@ -77,7 +83,9 @@ def changed(settings: GenerationSettings, command: str) -> GenerationSettings:
             if not hasattr(settings, name):
                 raise ValueError(f"no setting {name}; there are {settings}")
             kind = type(getattr(settings, name))
-            settings = settings.updated(**{name: value.lower() in ("1", "true", "yes") if kind is bool else kind(value)})
+            settings = settings.updated(
+                **{name: value.lower() in ("1", "true", "yes") if kind is bool else kind(value)}
+            )
         print(settings, file=sys.stderr)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

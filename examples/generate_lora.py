@@ -52,8 +52,15 @@ def main(
         chosen.append({"instruction": str(instruction), "input": str(input)})
     if not chosen:
         refuse("nothing to answer: give --run_ie_cases, --run_general_cases, --cases FILE or --instruction TEXT")
-    overrides = {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "do_sample": do_sample, "temperature": temperature,
-                 "top_p": top_p, "top_k": top_k, "repetition_penalty": repetition_penalty}
+    overrides = {
+        "max_new_tokens": max_new_tokens,
+        "num_beams": num_beams,
+        "do_sample": do_sample,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "repetition_penalty": repetition_penalty,
+    }
     settings = [case_settings(case).updated(**overrides) for case in chosen]
     prompter = Prompter(prompt_template)
     model, tokenizer = load_for_generation(str(base_model), lora_weights and str(lora_weights), load_8bit)

@@ -1,10 +1,11 @@
 """Score extraction: strict micro precision, recall and F1 of a model, a server or a file of answers.
 
-    python finetune/evaluate.py --data ./instructions/heldout.jsonl --base_model ./zhixi --lora_weights ./lora --report ./report
+    python finetune/evaluate.py --data ./instructions/heldout.jsonl --base_model ./zhixi \\
+        --lora_weights ./lora --report ./report
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --predictions ./answers.jsonl --report ./report
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --server http://127.0.0.1:8090 --report ./report
 
-A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}; an answer: {"id", "output"}, in any known form.
+A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form.
 Output: metrics.json, report.md, predictions.jsonl in the report folder.
 """
 
@@ -31,14 +32,19 @@ def main() -> None:
     if args.predictions:
         answers = read_answers(args.predictions, cases)
     else:
-        asked = [{"instruction": render(c["task"], c["schema"], args.form, c["language"]), "input": c["input"]} for c in cases]
+        asked = [
+            {"instruction": render(c["task"], c["schema"], args.form, c["language"]), "input": c["input"]}
+            for c in cases
+        ]
         answer_all = answers_of_server(args, asked) if args.server else answers_of_model(args, asked)
         answers = [""] * len(cases)
         for number, answer in tqdm(answer_all, total=len(cases), desc="cases", disable=None):
             answers[number] = answer
     metrics = score(cases, answers)
     report = Path(args.report)
-    write_jsonl(report / "predictions.jsonl", ({"id": c["id"], "output": a} for c, a in zip(cases, answers, strict=True)))
+    write_jsonl(
+        report / "predictions.jsonl", ({"id": c["id"], "output": a} for c, a in zip(cases, answers, strict=True))
+    )
     write_text(report / "report.md", as_markdown(metrics, cases, answers))
     write_json(report / "metrics.json", metrics)
     print(f"{report}: {one_line(metrics)}")
@@ -117,15 +123,20 @@ def answers_of_model(args, asked: list[dict]) -> Iterator[tuple[int, str]]:
 def answers_of_server(args, asked: list[dict]) -> Iterator[tuple[int, str]]:
     for number, question in enumerate(asked):
         body = {**question, "parameters": {"temperature": 0, "max_tokens": args.max_new_tokens}}
-        request = urllib.request.Request(f"{args.server.rstrip('/')}/generate", json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            f"{args.server.rstrip('/')}/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
         try:
             with urllib.request.urlopen(request, timeout=600) as reply:
                 yield number, json.load(reply)["generated_text"]
         except urllib.error.HTTPError as error:
-            raise OSError(f"{args.server}: refused case {number + 1}: {error.read().decode(errors='replace')[:200]}") from None
+            raise OSError(
+                f"{args.server}: refused case {number + 1}: {error.read().decode(errors='replace')[:200]}"
+            ) from None
         except urllib.error.URLError as error:
-            raise OSError(f"{args.server}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
+            raise OSError(
+                f"{args.server}: can't be reached ({error.reason}); start inference/launch_vllm.py first"
+            ) from None
 
 
 def scores_of(metrics: dict) -> list[tuple[str, dict]]:
@@ -138,24 +149,39 @@ def scores_of(metrics: dict) -> list[tuple[str, dict]]:
 
 
 def one_line(metrics: dict) -> str:
-    return "; ".join(f"{name} F1 {figures['f1']:.3f}" for name, figures in scores_of(metrics)) + \
-        f"; {metrics['unparsable']:.1%} of {metrics['cases']} answers unparsable"
+    return (
+        "; ".join(f"{name} F1 {figures['f1']:.3f}" for name, figures in scores_of(metrics))
+        + f"; {metrics['unparsable']:.1%} of {metrics['cases']} answers unparsable"
+    )
 
 
 def as_markdown(metrics: dict, cases: list[dict], answers: list[str]) -> str:
-    lines = ["# Extraction, strict micro scores", "", one_line(metrics), "",
-             "| score | precision | recall | F1 | 95 % interval | right / predicted / gold |", "|---|---|---|---|---|---|"]
+    lines = [
+        "# Extraction, strict micro scores",
+        "",
+        one_line(metrics),
+        "",
+        "| score | precision | recall | F1 | 95 % interval | right / predicted / gold |",
+        "|---|---|---|---|---|---|",
+    ]
     for name, f in scores_of(metrics):
-        lines.append(f"| {name} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | "
-                     f"{f['interval'][0]:.3f}–{f['interval'][1]:.3f} | {f['right']} / {f['predicted']} / {f['gold']} |")
+        lines.append(
+            f"| {name} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | "
+            f"{f['interval'][0]:.3f}–{f['interval'][1]:.3f} | {f['right']} / {f['predicted']} / {f['gold']} |"
+        )
     for name, figures in scores_of(metrics):
         lines += ["", f"## {name} by label", "", "| label | precision | recall | F1 | gold |", "|---|---|---|---|---|"]
-        lines += [f"| {label} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | {f['gold']} |"
-                  for label, f in figures["labels"].items()]
+        lines += [
+            f"| {label} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | {f['gold']} |"
+            for label, f in figures["labels"].items()
+        ]
     lines += ["", "## First answers", ""]
     for case, answer in list(zip(cases, answers, strict=True))[:10]:
-        lines += [f"- **{case['input']}**", f"  - gold: `{write_answer(case['task'], case['gold']).replace(chr(10), ' ')}`",
-                  f"  - answer: `{answer.replace(chr(10), ' ')[:300]}`"]
+        lines += [
+            f"- **{case['input']}**",
+            f"  - gold: `{write_answer(case['task'], case['gold']).replace(chr(10), ' ')}`",
+            f"  - answer: `{answer.replace(chr(10), ' ')[:300]}`",
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,8 @@
 """Make extraction instructions from articles and a knowledge graph, by distant supervision.
 
     python finetune/kg2instructions.py --english finetune/data/encyclopedia/english.jsonl \\
-        --chinese finetune/data/encyclopedia/chinese.jsonl --knowledge finetune/data/encyclopedia --output_dir ./instructions
+        --chinese finetune/data/encyclopedia/chinese.jsonl --knowledge finetune/data/encyclopedia \\
+        --output_dir ./instructions
 
 Input: articles {"title", "text"}, one a line; a folder with entities.tsv, triples.tsv, relations.tsv, types.tsv.
 Output: train.json (Alpaca rows for finetune/lora/finetune.py); from other articles heldout.jsonl (cases for
@@ -33,8 +34,12 @@ def main() -> None:
     args = parse_args()
     require_new(args.output_dir)
     graph = KnowledgeGraph(args.knowledge)
-    pieces = [piece for language in ("english", "chinese") if getattr(args, language)
-              for piece in pieces_of(getattr(args, language), language, graph, args.piece_length)]
+    pieces = [
+        piece
+        for language in ("english", "chinese")
+        if getattr(args, language)
+        for piece in pieces_of(getattr(args, language), language, graph, args.piece_length)
+    ]
     cases: dict[str, list[dict]] = {"train": [], "heldout": []}
     for piece in pieces:
         side = "heldout" if is_held_out(piece.article, args.heldout, args.seed) else "train"
@@ -42,20 +47,30 @@ def main() -> None:
     train = balanced(with_few_empty(cases["train"], args.empty_share), args.max_train, args.seed)
     heldout = balanced(with_few_empty(cases["heldout"], args.empty_share), args.max_heldout, args.seed)
     if not train or not heldout:
-        raise ValueError(f"{args.output_dir}: {len(train)} training and {len(heldout)} held-out examples; "
-                         "give more articles or another --heldout")
+        raise ValueError(
+            f"{args.output_dir}: {len(train)} training and {len(heldout)} held-out examples; "
+            "give more articles or another --heldout"
+        )
     assert not {case["input"] for case in train} & {case["input"] for case in heldout}
     report = summarise(graph, pieces, train, heldout)
     with new_folder(args.output_dir) as folder:
         for name, rows in (("train", train), ("valid", heldout)):
             write_json(folder / f"{name}.json", [row_of(case, args.form, args.wordings, args.seed) for case in rows])
         write_jsonl(folder / "heldout.jsonl", heldout)
-        write_jsonl(folder / "evidence.jsonl", ({"piece": p.id, "article": p.article, "language": p.language, "text": p.text,
-                                                 "triples": p.triples} for p in pieces if p.triples))
+        write_jsonl(
+            folder / "evidence.jsonl",
+            (
+                {"piece": p.id, "article": p.article, "language": p.language, "text": p.text, "triples": p.triples}
+                for p in pieces
+                if p.triples
+            ),
+        )
         write_json(folder / "report.json", report)
         write_text(folder / "report.md", as_markdown(report))
-    print(f"{args.output_dir}: {len(train)} training rows and {len(heldout)} held-out cases "
-          f"from {len(pieces)} pieces of text, {report['matched']} of {report['triples']} triples matched")
+    print(
+        f"{args.output_dir}: {len(train)} training rows and {len(heldout)} held-out cases "
+        f"from {len(pieces)} pieces of text, {report['matched']} of {report['triples']} triples matched"
+    )
 
 
 def parse_args():
@@ -67,11 +82,19 @@ def parse_args():
     parser.add_argument("--tasks", default="NER,RE", help="comma-separated, of NER and RE (default: both)")
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are written (default: tuple)")
     parser.add_argument("--wordings", type=int, default=3, help="different wordings of an instruction (default: 3)")
-    parser.add_argument("--piece_length", type=int, default=512,
-                        help="most words (English) or characters (Chinese) of a piece (default: 512)")
+    parser.add_argument(
+        "--piece_length",
+        type=int,
+        default=512,
+        help="most words (English) or characters (Chinese) of a piece (default: 512)",
+    )
     parser.add_argument("--heldout", type=float, default=0.15, help="share of articles held out (default: 0.15)")
-    parser.add_argument("--empty_share", type=float, default=0.1,
-                        help="examples with nothing to find, as a share of the others (default: 0.1)")
+    parser.add_argument(
+        "--empty_share",
+        type=float,
+        default=0.1,
+        help="examples with nothing to find, as a share of the others (default: 0.1)",
+    )
     parser.add_argument("--max_train", type=int, help="most training rows, tasks and languages in equal parts")
     parser.add_argument("--max_heldout", type=int, help="most held-out cases, likewise")
     parser.add_argument("--seed", type=int, default=0)
@@ -108,8 +131,14 @@ def is_held_out(article: str, share: float, seed: int) -> bool:
 def case_of(task: str, piece: Piece, graph: KnowledgeGraph, seed: int) -> dict:
     gold = GOLD[task](piece, graph)
     schema = schema_for(task, piece, gold, graph, seed)
-    return {"id": f"{task}-{piece.id}", "task": task, "language": piece.language, "schema": schema, "input": piece.text,
-            "gold": gold}
+    return {
+        "id": f"{task}-{piece.id}",
+        "task": task,
+        "language": piece.language,
+        "schema": schema,
+        "input": piece.text,
+        "gold": gold,
+    }
 
 
 def with_few_empty(cases: list[dict], share: float) -> list[dict]:
@@ -132,8 +161,11 @@ def balanced(cases: list[dict], most: int | None, seed: int) -> list[dict]:
 
 def row_of(case: dict, form: str, wordings: int, seed: int) -> dict:
     variant = random.Random(f"{seed} {case['id']}").randrange(wordings)
-    return {"instruction": render(case["task"], case["schema"], form, case["language"], variant), "input": case["input"],
-            "output": write_answer(case["task"], case["gold"], form)}
+    return {
+        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
+        "input": case["input"],
+        "output": write_answer(case["task"], case["gold"], form),
+    }
 
 
 def summarise(graph: KnowledgeGraph, pieces: list[Piece], train: list[dict], heldout: list[dict]) -> dict:
@@ -141,11 +173,18 @@ def summarise(graph: KnowledgeGraph, pieces: list[Piece], train: list[dict], hel
     relations = Counter(t["relation"] for piece in pieces for t in piece.triples)
     ambiguous = sum(len(mention.candidates) > 1 for piece in pieces for mention, _ in piece.entities)
     return {
-        "entities": len(graph.entities), "triples": graph.num_triples, "matched": len(matched), "pieces": len(pieces),
+        "entities": len(graph.entities),
+        "triples": graph.num_triples,
+        "matched": len(matched),
+        "pieces": len(pieces),
         "pieces_with_triples": sum(bool(piece.triples) for piece in pieces),
-        "mentions": sum(len(piece.entities) for piece in pieces), "ambiguous_mentions": ambiguous,
-        "rows": {f"{side} {task} {language}": count for side, cases in (("train", train), ("heldout", heldout))
-                 for (task, language), count in sorted(Counter((c["task"], c["language"]) for c in cases).items())},
+        "mentions": sum(len(piece.entities) for piece in pieces),
+        "ambiguous_mentions": ambiguous,
+        "rows": {
+            f"{side} {task} {language}": count
+            for side, cases in (("train", train), ("heldout", heldout))
+            for (task, language), count in sorted(Counter((c["task"], c["language"]) for c in cases).items())
+        },
         "relations": dict(relations.most_common()),
         "examples": [{"input": case["input"], "gold": case["gold"]} for case in heldout[:8]],
     }
@@ -154,12 +193,35 @@ def summarise(graph: KnowledgeGraph, pieces: list[Piece], train: list[dict], hel
 def as_markdown(report: dict) -> str:
     figures = [f"| {name} | {value} |" for name, value in report.items() if isinstance(value, int)]
     relations = [f"| {name} | {count} |" for name, count in report["relations"].items()]
-    examples = [f"- {example['input']}\n  - " + "\n  - ".join(" · ".join(item.values()) for item in example["gold"])
-                for example in report["examples"] if example["gold"]]
-    return "\n".join(["# Instructions from a knowledge graph", "", "| figure | count |", "|---|---|", *figures, "",
-                      "| rows | count |", "|---|---|", *(f"| {k} | {v} |" for k, v in report["rows"].items()), "",
-                      "## Matches per relation", "", "| relation | matches |", "|---|---|", *relations, "",
-                      "## Examples held out", "", *examples, ""])
+    examples = [
+        f"- {example['input']}\n  - " + "\n  - ".join(" · ".join(item.values()) for item in example["gold"])
+        for example in report["examples"]
+        if example["gold"]
+    ]
+    return "\n".join(
+        [
+            "# Instructions from a knowledge graph",
+            "",
+            "| figure | count |",
+            "|---|---|",
+            *figures,
+            "",
+            "| rows | count |",
+            "|---|---|",
+            *(f"| {k} | {v} |" for k, v in report["rows"].items()),
+            "",
+            "## Matches per relation",
+            "",
+            "| relation | matches |",
+            "|---|---|",
+            *relations,
+            "",
+            "## Examples held out",
+            "",
+            *examples,
+            "",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -14,9 +14,18 @@ from knowlm.files import new_folder, read_json, require_space
 from knowlm.models import check_model_folder
 
 SHARD_BYTES = 2 * 10**9
-SAFETENSORS_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-                     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-                     torch.bool: "BOOL"}
+SAFETENSORS_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 OUTPUT_EMBEDDING, INPUT_EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
@@ -78,8 +87,10 @@ def load_pickle(shard: Path) -> dict[str, torch.Tensor]:
     try:
         return torch.load(shard, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors alike
-        raise ValueError(f"{shard}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
-                         "nothing of it was run; download it again") from None
+        raise ValueError(
+            f"{shard}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
+            "nothing of it was run; download it again"
+        ) from None
 
 
 def check_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
@@ -89,12 +100,18 @@ def check_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
             if name not in here:
                 raise ValueError(f"{here.folder}: lacks {name}, which {there.folder} has; the two aren't one model's")
         if one.spec(name)[1] != other.spec(name)[1]:
-            raise ValueError(f"{name}: shape {one.spec(name)[1]} in {one.folder}, {other.spec(name)[1]} in {other.folder}; "
-                             "the two aren't one model's (was the vocabulary extended?)")
+            raise ValueError(
+                f"{name}: shape {one.spec(name)[1]} in {one.folder}, {other.spec(name)[1]} in {other.folder}; "
+                "the two aren't one model's (was the vocabulary extended?)"
+            )
 
 
-def write_checkpoint(folder: str | Path, like: Checkpoint, specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-                     tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+def write_checkpoint(
+    folder: str | Path,
+    like: Checkpoint,
+    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+) -> None:
     """Write a model folder with ``.safetensors`` shards and the config and tokenizer files of ``like``.
 
     specs: type and shape of every tensor, in the order in which ``tensors`` yields them. The folder takes its name
@@ -107,8 +124,11 @@ def write_checkpoint(folder: str | Path, like: Checkpoint, specs: Mapping[str, t
         if shards[-1] and sum(sizes[n] for n in shards[-1]) + sizes[name] > SHARD_BYTES:
             shards.append([])
         shards[-1].append(name)
-    files = ["model.safetensors"] if len(shards) == 1 else [
-        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    files = (
+        ["model.safetensors"]
+        if len(shards) == 1
+        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    )
     with new_folder(folder) as partial, tqdm(total=len(specs), unit="tensor", desc=str(folder), disable=None) as bar:
         for file, names in zip(files, shards, strict=True):
             with open(partial / file, "wb") as shard:
@@ -120,8 +140,10 @@ def write_checkpoint(folder: str | Path, like: Checkpoint, specs: Mapping[str, t
                     shard.write(memoryview(flat.view(torch.uint8).numpy()))
                     bar.update()
         if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(sizes.values())},
-                     "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names}}
+            index = {
+                "metadata": {"total_size": sum(sizes.values())},
+                "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
+            }
             (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
         copy_settings(like.folder, partial)
 
@@ -131,8 +153,11 @@ def _header(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], sizes: Map
     entries: dict = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, (dtype, shape) in specs.items():
-        entries[name] = {"dtype": SAFETENSORS_NAMES[dtype], "shape": list(shape),
-                         "data_offsets": [offset, offset + sizes[name]]}
+        entries[name] = {
+            "dtype": SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + sizes[name]],
+        }
         offset += sizes[name]
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

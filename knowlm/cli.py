@@ -38,8 +38,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """argparse, with whole flags only, the script's docstring as help, and one line for a mistake."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-                         allow_abbrev=False)
+        super().__init__(
+            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{message} (see --help)")
@@ -112,5 +113,11 @@ def _print_help(doc: str, functions: Mapping[str, Callable]) -> None:
             if get_origin(parameter.annotation) is Annotated:
                 help_text = next((a for a in get_args(parameter.annotation)[1:] if isinstance(a, str)), "")
             default = "required" if parameter.default is parameter.empty else f"default: {parameter.default!r}"
-            print(textwrap.fill(f"{help_text} ({default})", 100, initial_indent=f"  --{parameter.name:<24} ",
-                                subsequent_indent=" " * 29))
+            print(
+                textwrap.fill(
+                    f"{help_text} ({default})",
+                    100,
+                    initial_indent=f"  --{parameter.name:<24} ",
+                    subsequent_indent=" " * 29,
+                )
+            )

@@ -45,21 +45,25 @@ class Corpus:
         index = require_file(f"{prefix}.idx")
         size = index.stat().st_size
         if size == 0 or size % 10:
-            raise ValueError(f"{index}: {size} bytes is not a positive multiple of 10; "
-                             "rebuild it with pretrain/preprocess.py")
+            raise ValueError(
+                f"{index}: {size} bytes is not a positive multiple of 10; rebuild it with pretrain/preprocess.py"
+            )
         count = size // 10
         self.starts = np.memmap(index, START, "r", shape=(count,))
         self.lengths = np.memmap(index, LENGTH, "r", offset=8 * count, shape=(count,))
         tokens = require_file(f"{prefix}.bin")
         expected = int(self.starts[-1]) + int(self.lengths[-1])
         if tokens.stat().st_size != expected * token.itemsize:
-            raise ValueError(f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected * token.itemsize}; "
-                             "copy both files again or rebuild them with pretrain/preprocess.py")
+            raise ValueError(
+                f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected * token.itemsize}; "
+                "copy both files again or rebuild them with pretrain/preprocess.py"
+            )
         self.tokens = np.memmap(tokens, token, "r")
         self.type_counts = read_counts(f"{prefix}.dis") if Path(f"{prefix}.dis").is_file() else [count]
         if sum(self.type_counts) != count:
-            raise ValueError(f"{prefix}.dis: counts {sum(self.type_counts)} samples, the index {count}; "
-                             "merge the corpora again")
+            raise ValueError(
+                f"{prefix}.dis: counts {sum(self.type_counts)} samples, the index {count}; merge the corpora again"
+            )
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -102,15 +106,25 @@ class CorpusWriter:
         if error_type or not self.lengths:
             os.unlink(f"{self.prefix}.bin.partial")
             if not error_type:
-                raise ValueError(f"{self.prefix}: no sample is left to write; look at the input and --min_sample_tokens")
+                raise ValueError(
+                    f"{self.prefix}: no sample is left to write; look at the input and --min_sample_tokens"
+                )
             return
         os.replace(f"{self.prefix}.bin.partial", f"{self.prefix}.bin")
         lengths = np.frombuffer(self.lengths, np.uint16)
         write_index(self.prefix, lengths)
         write_counts(f"{self.prefix}.dis", [len(lengths)])
         write_counts(f"{self.prefix}.tmp", self.edges)
-        write_json(f"{self.prefix}.json", {**self.settings, "dtype": self.dtype.str, "num_samples": len(lengths),
-                                           "num_tokens": self.num_tokens, "knowlm": __version__})
+        write_json(
+            f"{self.prefix}.json",
+            {
+                **self.settings,
+                "dtype": self.dtype.str,
+                "num_samples": len(lengths),
+                "num_tokens": self.num_tokens,
+                "knowlm": __version__,
+            },
+        )
 
 
 def write_index(prefix: str, lengths: np.ndarray) -> None:
@@ -132,8 +146,10 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
     for corpus in corpora[1:]:
         for key in ("dtype", "tokenizer_sha256"):
             if corpus.settings.get(key) != corpora[0].settings.get(key):
-                raise ValueError(f"{corpus.prefix}: made with another tokenizer than {corpora[0].prefix} ({key} differs); "
-                                 "write both with the same --tokenizer_path")
+                raise ValueError(
+                    f"{corpus.prefix}: made with another tokenizer than {corpora[0].prefix} ({key} differs); "
+                    "write both with the same --tokenizer_path"
+                )
     order = sorted(range(len(corpora)), key=lambda i: types[i])
     require_space(Path(new_prefix).parent, sum(corpus.tokens.nbytes + 10 * len(corpus) for corpus in corpora))
     with replacing(f"{new_prefix}.bin") as partial, partial.open("wb") as merged:
@@ -146,14 +162,21 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
     write_counts(f"{new_prefix}.dis", counts)
     edges = [read_counts(f"{corpora[i].prefix}.tmp") for i in order if Path(f"{corpora[i].prefix}.tmp").is_file()]
     write_counts(f"{new_prefix}.tmp", [sum(column) for column in zip(*edges, strict=True)])
-    write_json(f"{new_prefix}.json", {
-        **{key: corpora[0].settings[key] for key in ("vocab_size", "tokenizer_sha256", "seq_length", "bos", "eos")
-           if key in corpora[0].settings},
-        "dtype": corpora[0].tokens.dtype.str, "num_samples": sum(counts),
-        "num_tokens": sum(len(corpus.tokens) for corpus in corpora),
-        "sources": [{"prefix": corpora[i].prefix, "type": types[i], "samples": len(corpora[i])} for i in order],
-        "knowlm": __version__,
-    })
+    write_json(
+        f"{new_prefix}.json",
+        {
+            **{
+                key: corpora[0].settings[key]
+                for key in ("vocab_size", "tokenizer_sha256", "seq_length", "bos", "eos")
+                if key in corpora[0].settings
+            },
+            "dtype": corpora[0].tokens.dtype.str,
+            "num_samples": sum(counts),
+            "num_tokens": sum(len(corpus.tokens) for corpus in corpora),
+            "sources": [{"prefix": corpora[i].prefix, "type": types[i], "samples": len(corpora[i])} for i in order],
+            "knowlm": __version__,
+        },
+    )
     return Corpus(new_prefix)
 
 

@@ -76,8 +76,10 @@ def require_space(folder: str | Path, needed: int) -> None:
         parent = parent.parent
     free = shutil.disk_usage(parent).free
     if free < needed:
-        raise OSError(f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on that disk; "
-                      "make room or choose an output on another disk")
+        raise OSError(
+            f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on that disk; "
+            "make room or choose an output on another disk"
+        )
 
 
 def sync(path: Path) -> None:

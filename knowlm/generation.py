@@ -18,11 +18,21 @@ class GenerationSettings:
     repetition_penalty: float = field(default=1.0, metadata={"help": "divides the score of tokens seen before"})
 
     def __post_init__(self) -> None:
-        for name, low, high in (("max_new_tokens", 1, None), ("num_beams", 1, None), ("temperature", 0, None),
-                                ("top_p", 0, 1), ("top_k", 0, None), ("repetition_penalty", 1e-6, None)):
+        for name, low, high in (
+            ("max_new_tokens", 1, None),
+            ("num_beams", 1, None),
+            ("temperature", 0, None),
+            ("top_p", 0, 1),
+            ("top_k", 0, None),
+            ("repetition_penalty", 1e-6, None),
+        ):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value < low or \
-                    (high is not None and value > high):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float)
+                or value < low
+                or (high is not None and value > high)
+            ):
                 bounds = f"at least {low}" if high is None else f"{low} to {high}"
                 raise ValueError(f"{name}={value!r}: must be a number, {bounds}")
 
@@ -33,9 +43,15 @@ class GenerationSettings:
         drawing = {"temperature": self.temperature, "top_p": self.top_p or 1e-6, "top_k": self.top_k}
         sample = self.do_sample and self.temperature > 0
         return GenerationConfig(
-            max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=sample,
-            repetition_penalty=self.repetition_penalty, bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **(drawing if sample else {}))
+            max_new_tokens=self.max_new_tokens,
+            num_beams=self.num_beams,
+            do_sample=sample,
+            repetition_penalty=self.repetition_penalty,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            **(drawing if sample else {}),
+        )
 
     def updated(self, **changes) -> "GenerationSettings":
         """A copy with the changes that aren't None."""
@@ -91,9 +107,12 @@ def stream(model, tokenizer, prompt: str, settings: GenerationSettings) -> Itera
 
     def work() -> None:
         try:
-            model.generate(**encode_prompts(tokenizer, [prompt], model.device), streamer=streamer,
-                           generation_config=settings.for_transformers(tokenizer),
-                           stopping_criteria=StoppingCriteriaList([stopper]))
+            model.generate(
+                **encode_prompts(tokenizer, [prompt], model.device),
+                streamer=streamer,
+                generation_config=settings.for_transformers(tokenizer),
+                stopping_criteria=StoppingCriteriaList([stopper]),
+            )
         except Exception as error:  # handed to the consumer, who would wait forever otherwise
             failures.append(error)
             streamer.end()

@@ -48,8 +48,10 @@ class Adapter:
             gained = (pair["B"].shape[0], pair["A"].shape[1])
             gained = gained[::-1] if self.config.get("fan_in_fan_out") else gained
             if gained != base.spec(name)[1]:
-                raise ValueError(f"{self.folder}: {name} is {gained}, in {base.folder} it is {base.spec(name)[1]}; "
-                                 "the adapter belongs to another base")
+                raise ValueError(
+                    f"{self.folder}: {name} is {gained}, in {base.folder} it is {base.spec(name)[1]}; "
+                    "the adapter belongs to another base"
+                )
 
     def delta(self, name: str) -> torch.Tensor | None:
         """What ``name`` gains, (out, in) in fp32; None for a weight that the adapter leaves alone."""
@@ -61,6 +63,7 @@ class Adapter:
 
     def scaling(self, module: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA, with the patterns' own ranks and alphas."""
+
         def of(pattern: dict, default: float) -> float:
             return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
 

@@ -15,10 +15,14 @@ def check_model_folder(path: str) -> None:
     if not folder.is_dir():
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
             return  # a hub name; the hub says whether it exists
-        raise ValueError(f"{path}: no such model folder; name one, or get the default model with "
-                         "tools/download.py --default_model --download_path PATH")
+        raise ValueError(
+            f"{path}: no such model folder; name one, or get the default model with "
+            "tools/download.py --default_model --download_path PATH"
+        )
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{path}: no config.json, so not a Hugging Face model folder; convert or download the model first")
+        raise ValueError(
+            f"{path}: no config.json, so not a Hugging Face model folder; convert or download the model first"
+        )
     if "model_type" not in read_json(folder / "config.json"):
         raise ValueError(f"{folder / 'config.json'}: names no model_type; download it again")
     for index in folder.glob("*.index.json"):
@@ -78,7 +82,9 @@ def check_adapter_folder(path: str) -> None:
     """Raise ValueError if ``path`` holds no LoRA adapter."""
     folder = Path(path)
     if not (folder / "adapter_config.json").is_file():
-        raise ValueError(f"{path}: no adapter_config.json, so not a LoRA folder; tune one with finetune/lora/finetune.py")
+        raise ValueError(
+            f"{path}: no adapter_config.json, so not a LoRA folder; tune one with finetune/lora/finetune.py"
+        )
     if not any((folder / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")):
         raise ValueError(f"{path}: holds no adapter_model.safetensors or .bin; tune or download it again")
 

@@ -18,14 +18,18 @@ def proportional_order(type_counts: Sequence[int], per_batch: Sequence[int], mod
     Returns (batches * sum(per_batch),) ids. Raises ValueError when a type can't fill its share.
     """
     if len(per_batch) != len(type_counts):
-        raise ValueError(f"--global_batch_distributed has {len(per_batch)} numbers, the corpus has {len(type_counts)} types")
+        raise ValueError(
+            f"--global_batch_distributed has {len(per_batch)} numbers, the corpus has {len(type_counts)} types"
+        )
     fill, repeat = FILL_MODES[mode]
     generator = np.random.default_rng(seed)
     first = np.concatenate([[0], np.cumsum(type_counts)[:-1]])
     batches = []
     for count, share in zip(type_counts, per_batch, strict=True):
         if share > 0 and (count == 0 or (count < share and not fill)):
-            raise ValueError(f"a type of {count} samples can't give {share} to a batch; use mode 1 or 3, or a smaller share")
+            raise ValueError(
+                f"a type of {count} samples can't give {share} to a batch; use mode 1 or 3, or a smaller share"
+            )
         batches.append(0 if share == 0 else -(-count // share) if fill else count // share)
     used = [b for b, share in zip(batches, per_batch, strict=True) if share > 0]
     if not used:

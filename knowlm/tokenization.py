@@ -86,9 +86,19 @@ def parse_document(line: str, fields: list[str] | None = None) -> str:
     if not line.lstrip().startswith("{"):
         return line.rstrip("\r\n")
     record = json.loads(line)
-    for wanted in [fields] if fields else [["title", "content"], ["title", "text"], ["text"], ["content"],
-                                           ["instruction", "input", "output"], ["instruction", "output"],
-                                           ["input", "output"]]:
+    for wanted in (
+        [fields]
+        if fields
+        else [
+            ["title", "content"],
+            ["title", "text"],
+            ["text"],
+            ["content"],
+            ["instruction", "input", "output"],
+            ["instruction", "output"],
+            ["input", "output"],
+        ]
+    ):
         if all(isinstance(record.get(name), str) for name in wanted):
             return "\n".join(record[name] for name in wanted if record[name])
     raise ValueError(f"none of the known text fields in {sorted(record)}; name them with --text_fields")

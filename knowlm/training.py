@@ -8,8 +8,14 @@ from pathlib import Path
 from knowlm.files import replacing, sync
 
 # Flags of 2023 that transformers 5 dropped: their new name, or None for one that no longer changes anything.
-RENAMED_FLAGS = {"evaluation_strategy": "eval_strategy", "warmup_ratio": "warmup_steps", "no_cuda": "use_cpu",
-                 "overwrite_output_dir": None, "logging_dir": None, "save_safetensors": None}
+RENAMED_FLAGS = {
+    "evaluation_strategy": "eval_strategy",
+    "warmup_ratio": "warmup_steps",
+    "no_cuda": "use_cpu",
+    "overwrite_output_dir": None,
+    "logging_dir": None,
+    "save_safetensors": None,
+}
 
 
 def translate_flags(arguments: Sequence[str]) -> list[str]:
@@ -52,8 +58,10 @@ def start_processes_on_cpu(uses_deepspeed: bool) -> None:
 
     if uses_deepspeed and not torch.cuda.is_available():
         if "WORLD_SIZE" not in os.environ:
-            raise ValueError("--deepspeed needs its launcher: start with `deepspeed --num_gpus N` or "
-                             "`torchrun --nproc_per_node N` instead of `python`")
+            raise ValueError(
+                "--deepspeed needs its launcher: start with `deepspeed --num_gpus N` or "
+                "`torchrun --nproc_per_node N` instead of `python`"
+            )
         os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
         from accelerate import PartialState
 
@@ -80,7 +88,9 @@ def train_and_save(trainer, resume_from_checkpoint: str | None) -> None:
         checkpoint = None
     if checkpoint:
         if not (Path(checkpoint) / "trainer_state.json").is_file():
-            raise ValueError(f"{checkpoint}: not a whole checkpoint (no trainer_state.json); name another or leave the flag out")
+            raise ValueError(
+                f"{checkpoint}: not a whole checkpoint (no trainer_state.json); name another or leave the flag out"
+            )
         print(f"going on from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_state()

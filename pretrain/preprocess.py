@@ -41,13 +41,18 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--mode", choices=["write", "merge", "read"], required=True)
     group = parser.add_argument_group("write")
     group.add_argument("--file_path", help="text file, one document a line, plain or JSON")
-    group.add_argument("--language", choices=["english", "chinese", "code"], default="english",
-                       help="how sentences end; chinese also suits mixed text (default: english)")
+    group.add_argument(
+        "--language",
+        choices=["english", "chinese", "code"],
+        default="english",
+        help="how sentences end; chinese also suits mixed text (default: english)",
+    )
     group.add_argument("--do_split_sentences", action="store_true", help="cut at ends of sentences, not anywhere")
     group.add_argument("--do_keep_newlines", action="store_true", help="keep line breaks; else they become one space")
     group.add_argument("--seq_length", type=int, default=1024, help="most tokens in a sample (default: 1024)")
-    group.add_argument("--min_sample_tokens", type=int, default=20,
-                       help="samples of so many tokens or fewer are dropped (default: 20)")
+    group.add_argument(
+        "--min_sample_tokens", type=int, default=20, help="samples of so many tokens or fewer are dropped (default: 20)"
+    )
     group.add_argument("--num_workers", type=int, default=1, help="processes (default: 1); the result is the same")
     group.add_argument("--tokenizer_path", help="tokenizer.model, tokenizer.json, or the folder of a model")
     group.add_argument("--text_fields", help="comma-separated JSON fields to join, if not the usual ones")
@@ -56,15 +61,22 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--num_per_doc", type=int, default=-1, help="most samples from one document; -1: all")
     group = parser.add_argument_group("merge")
     group.add_argument("--merge_path_prefix", help="list of corpus prefixes: \"['a','b']\"")
-    group.add_argument("--merge_path_type", help="list of type numbers, equal for one type of data: \"[0,1]\"")
+    group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
     group.add_argument("--new_path_prefix", help="prefix of the joined corpus")
     group = parser.add_argument_group("read")
     group.add_argument("--read_path_prefix", help="prefix of a corpus")
-    group.add_argument("--num_samples", type=int, default=3, help="samples to show (default: 3); with --tokenizer_path "
-                       "as text, else as ids")
+    group.add_argument(
+        "--num_samples",
+        type=int,
+        default=3,
+        help="samples to show (default: 3); with --tokenizer_path as text, else as ids",
+    )
     args = parser.parse_args()
-    needed = {"write": ["file_path", "tokenizer_path", "save_prefix"],
-              "merge": ["merge_path_prefix", "new_path_prefix"], "read": ["read_path_prefix"]}[args.mode]
+    needed = {
+        "write": ["file_path", "tokenizer_path", "save_prefix"],
+        "merge": ["merge_path_prefix", "new_path_prefix"],
+        "read": ["read_path_prefix"],
+    }[args.mode]
     missing = [name for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"--mode {args.mode} needs {', '.join('--' + name for name in missing)}")
@@ -76,15 +88,32 @@ def parse_args() -> argparse.Namespace:
 def write(args: argparse.Namespace) -> None:
     source, prefix = require_file(args.file_path), str(Path(args.save_path) / args.save_prefix)
     tokenizer = CorpusTokenizer(args.tokenizer_path)
-    settings = {name: getattr(args, name) for name in (
-        "language", "do_split_sentences", "do_keep_newlines", "seq_length", "min_sample_tokens", "num_per_doc")}
-    settings |= {"source": source.name, "vocab_size": tokenizer.vocab_size, "tokenizer_sha256": tokenizer.sha256,
-                 "bos": tokenizer.bos, "eos": tokenizer.eos}
+    settings = {
+        name: getattr(args, name)
+        for name in (
+            "language",
+            "do_split_sentences",
+            "do_keep_newlines",
+            "seq_length",
+            "min_sample_tokens",
+            "num_per_doc",
+        )
+    }
+    settings |= {
+        "source": source.name,
+        "vocab_size": tokenizer.vocab_size,
+        "tokenizer_sha256": tokenizer.sha256,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+    }
     counts: Counter[str] = Counter()
     # The start method is spawn: workers share nothing with this process but the arguments.
-    with (get_context("spawn").Pool(args.num_workers, _start_worker, (args,)) as pool,
-          source.open("rb") as lines, CorpusWriter(prefix, settings) as corpus,
-          tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=None) as bar):
+    with (
+        get_context("spawn").Pool(args.num_workers, _start_worker, (args,)) as pool,
+        source.open("rb") as lines,
+        CorpusWriter(prefix, settings) as corpus,
+        tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=None) as bar,
+    ):
         for size, samples, dropped, problem in pool.imap(_encode_line, enumerate(lines, 1), chunksize=16):
             bar.update(size)
             if problem:
@@ -94,8 +123,10 @@ def write(args: argparse.Namespace) -> None:
                 corpus.add(sample, tokenizer.bos, tokenizer.eos)
             counts["documents"] += bool(samples)
             counts["short samples"] += dropped
-    print(f"{prefix}: {len(corpus.lengths)} samples, {corpus.num_tokens} tokens from {counts['documents']} documents; "
-          f"{counts['short samples']} short samples dropped, {counts['bad lines']} bad lines skipped")
+    print(
+        f"{prefix}: {len(corpus.lengths)} samples, {corpus.num_tokens} tokens from {counts['documents']} documents; "
+        f"{counts['short samples']} short samples dropped, {counts['bad lines']} bad lines skipped"
+    )
 
 
 def _start_worker(args: argparse.Namespace) -> None:
@@ -131,10 +162,14 @@ def _encode_line(numbered: tuple[int, bytes]) -> tuple[int, list[np.ndarray], in
 
 def merge(args: argparse.Namespace) -> None:
     prefixes = _literal_list(args.merge_path_prefix, str, "--merge_path_prefix")
-    types = _literal_list(args.merge_path_type, int, "--merge_path_type") if args.merge_path_type else [0] * len(prefixes)
+    types = (
+        _literal_list(args.merge_path_type, int, "--merge_path_type") if args.merge_path_type else [0] * len(prefixes)
+    )
     corpus = merge_corpora(prefixes, types, args.new_path_prefix)
-    print(f"{args.new_path_prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens; "
-          f"samples per type {corpus.type_counts}")
+    print(
+        f"{args.new_path_prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens; "
+        f"samples per type {corpus.type_counts}"
+    )
 
 
 def _literal_list(text: str, kind: type, flag: str) -> list:
@@ -151,9 +186,13 @@ def read(args: argparse.Namespace) -> None:
     corpus = Corpus(args.read_path_prefix)
     tokenizer = CorpusTokenizer(args.tokenizer_path) if args.tokenizer_path else None
     if tokenizer and corpus.settings.get("tokenizer_sha256", tokenizer.sha256) != tokenizer.sha256:
-        raise ValueError(f"{args.read_path_prefix} was made with another tokenizer than {args.tokenizer_path}; name that one")
-    print(f"{args.read_path_prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens, "
-          f"{corpus.lengths.min()}–{corpus.lengths.max()} a sample; samples per type {corpus.type_counts}")
+        raise ValueError(
+            f"{args.read_path_prefix} was made with another tokenizer than {args.tokenizer_path}; name that one"
+        )
+    print(
+        f"{args.read_path_prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens, "
+        f"{corpus.lengths.min()}–{corpus.lengths.max()} a sample; samples per type {corpus.type_counts}"
+    )
     for number in range(min(args.num_samples, len(corpus))):
         ids = corpus[number].tolist()
         print(f"--- sample {number}: {len(ids)} tokens\n{tokenizer.decode(ids) if tokenizer else ids}")

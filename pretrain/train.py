@@ -25,15 +25,23 @@ from knowlm.training import last_losses, start_processes_on_cpu, train_and_save,
 class PretrainingArguments:
     model_name_or_path: str = field(metadata={"help": "folder of the model to train on"})
     data_path: str = field(metadata={"help": "prefix of a packed corpus (pretrain/preprocess.py)"})
-    eval_data_path: str | None = field(default=None, metadata={
-        "help": "prefix of a held-out corpus; its loss is taken before, by --eval_strategy, and after"})
+    eval_data_path: str | None = field(
+        default=None,
+        metadata={"help": "prefix of a held-out corpus; its loss is taken before, by --eval_strategy, and after"},
+    )
     model_max_length: int = field(default=1024, metadata={"help": "samples are cut to so many tokens"})
-    global_batch_distributed: str | None = field(default=None, metadata={
-        "help": 'samples of each data type in a global batch, before gradient accumulation: "[424,80]"'})
-    fill_mode: int = field(default=3, metadata={
-        "choices": [0, 1, 2, 3],
-        "help": "as types run out: 0 drop rests, stop at the shortest; 1 fill last batches, stop at the shortest; "
-                "2 drop, repeat to the longest; 3 fill and repeat"})
+    global_batch_distributed: str | None = field(
+        default=None,
+        metadata={"help": 'samples of each data type in a global batch, before gradient accumulation: "[424,80]"'},
+    )
+    fill_mode: int = field(
+        default=3,
+        metadata={
+            "choices": [0, 1, 2, 3],
+            "help": "as types run out: 0 drop rests, stop at the shortest; 1 fill last batches, stop at the shortest; "
+            "2 drop, repeat to the longest; 3 fill and repeat",
+        },
+    )
 
 
 def main() -> None:
@@ -68,8 +76,9 @@ def parse_args(arguments: list[str]):
     if not any(a.split("=")[0] == "--disable_tqdm" for a in arguments) and not sys.stderr.isatty():
         arguments = [*arguments, "--disable_tqdm", "True"]
     if any(a.split("=")[0] == "--deepspeed" for a in arguments):
-        arguments = [*arguments, "--accelerator_config", '{"use_configured_state": true}'] \
-            if not has_gpu() else arguments
+        arguments = (
+            [*arguments, "--accelerator_config", '{"use_configured_state": true}'] if not has_gpu() else arguments
+        )
     if not has_gpu() and not any(a.split("=")[0] == "--use_cpu" for a in arguments):
         arguments = [*arguments, "--use_cpu", "True"]
     ours, training, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
@@ -88,8 +97,10 @@ def has_gpu() -> bool:
 def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
     made_with = corpus.settings.get("vocab_size", vocab_size)
     if made_with > vocab_size:
-        raise ValueError(f"{corpus.prefix}: made with a tokenizer of {made_with} pieces, the model's has {vocab_size}; "
-                         "write the corpus again with the model's tokenizer")
+        raise ValueError(
+            f"{corpus.prefix}: made with a tokenizer of {made_with} pieces, the model's has {vocab_size}; "
+            "write the corpus again with the model's tokenizer"
+        )
 
 
 def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
@@ -102,11 +113,15 @@ def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
         per_batch = ast.literal_eval(ours.global_batch_distributed)
         assert isinstance(per_batch, list) and all(type(n) is int and n >= 0 for n in per_batch)
     except (ValueError, SyntaxError, AssertionError):
-        raise ValueError(f"--global_batch_distributed {ours.global_batch_distributed}: a list such as [424,80] is needed") from None
+        raise ValueError(
+            f"--global_batch_distributed {ours.global_batch_distributed}: a list such as [424,80] is needed"
+        ) from None
     devices = training.world_size * training.train_batch_size
     if sum(per_batch) != devices:
-        raise ValueError(f"--global_batch_distributed {per_batch} sums to {sum(per_batch)}; "
-                         f"devices × per-device batch is {devices}: make them equal")
+        raise ValueError(
+            f"--global_batch_distributed {per_batch} sums to {sum(per_batch)}; "
+            f"devices × per-device batch is {devices}: make them equal"
+        )
     return proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
 
 
@@ -141,9 +156,14 @@ def make_trainer(model, tokenizer, training, corpus: Corpus, held_out: Corpus | 
 
     if held_out is not None:
         training.eval_on_start = True
-    trainer = PretrainingTrainer(model=model, args=training, train_dataset=Samples(corpus, order), data_collator=collate,
-                                 eval_dataset=None if held_out is None else Samples(held_out), processing_class=tokenizer)
-    return trainer
+    return PretrainingTrainer(
+        model=model,
+        args=training,
+        train_dataset=Samples(corpus, order),
+        data_collator=collate,
+        eval_dataset=None if held_out is None else Samples(held_out),
+        processing_class=tokenizer,
+    )
 
 
 if __name__ == "__main__":

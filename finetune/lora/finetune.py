@@ -1,7 +1,8 @@
 """Tune LoRA weights on instructions.
 
     python finetune/lora/finetune.py --base_model ./zhixi --data_path ./instructions/train.json --output_dir ./lora
-    torchrun --nproc_per_node 8 finetune/lora/finetune.py --base_model ./zhixi --data_path ./instructions --output_dir ./lora
+    torchrun --nproc_per_node 8 finetune/lora/finetune.py --base_model ./zhixi \\
+        --data_path ./instructions --output_dir ./lora
 
 Data: JSON or JSONL of {"instruction", "input", "output"}, one file or a folder of them. The base is loaded in int8 on a
 GPU. Output: a peft adapter folder with the tokenizer's files, checkpoint-N folders, trainer_state.json, loss.png.
@@ -58,17 +59,22 @@ def main(
     check_model_folder(str(base_model))
     rows = read_rows(str(data_path))
     if not 0 <= val_set_size < len(rows):
-        raise ValueError(f"--val_set_size {val_set_size}: {data_path} has {len(rows)} examples; choose fewer, or 0 for none")
+        raise ValueError(
+            f"--val_set_size {val_set_size}: {data_path} has {len(rows)} examples; choose fewer, or 0 for none"
+        )
     processes = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = batch_size // (micro_batch_size * processes)
     if accumulation * micro_batch_size * processes != batch_size:
-        raise ValueError(f"--batch_size {batch_size} is no multiple of --micro_batch_size {micro_batch_size} "
-                         f"× {processes} processes; choose another")
+        raise ValueError(
+            f"--batch_size {batch_size} is no multiple of --micro_batch_size {micro_batch_size} "
+            f"× {processes} processes; choose another"
+        )
     prompter = Prompter(prompt_template_name)
     if wandb_project:
         os.environ["WANDB_PROJECT"] = wandb_project
-        os.environ |= {name: value for name, value in (("WANDB_WATCH", wandb_watch), ("WANDB_LOG_MODEL", wandb_log_model))
-                       if value}
+        os.environ |= {
+            name: value for name, value in (("WANDB_WATCH", wandb_watch), ("WANDB_LOG_MODEL", wandb_log_model)) if value
+        }
 
     import torch
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
@@ -85,26 +91,56 @@ def main(
     gpu = torch.cuda.is_available()
     load_8bit = gpu if load_8bit is None else load_8bit
     training = TrainingArguments(
-        output_dir=str(output_dir), per_device_train_batch_size=micro_batch_size, per_device_eval_batch_size=micro_batch_size,
-        gradient_accumulation_steps=accumulation, num_train_epochs=num_epochs, learning_rate=learning_rate,
-        warmup_steps=warmup_steps, logging_steps=logging_steps, save_steps=save_steps, save_total_limit=save_total_limit,
-        eval_strategy="steps" if validation else "no", eval_steps=eval_steps, eval_on_start=bool(validation),
-        train_sampling_strategy="group_by_length" if group_by_length else "random", fp16=gpu, use_cpu=not gpu, seed=seed,
-        report_to="wandb" if wandb_project else "none", run_name=wandb_run_name or None,
-        disable_tqdm=not sys.stderr.isatty(), ddp_find_unused_parameters=False if processes > 1 else None)
+        output_dir=str(output_dir),
+        per_device_train_batch_size=micro_batch_size,
+        per_device_eval_batch_size=micro_batch_size,
+        gradient_accumulation_steps=accumulation,
+        num_train_epochs=num_epochs,
+        learning_rate=learning_rate,
+        warmup_steps=warmup_steps,
+        logging_steps=logging_steps,
+        save_steps=save_steps,
+        save_total_limit=save_total_limit,
+        eval_strategy="steps" if validation else "no",
+        eval_steps=eval_steps,
+        eval_on_start=bool(validation),
+        train_sampling_strategy="group_by_length" if group_by_length else "random",
+        fp16=gpu,
+        use_cpu=not gpu,
+        seed=seed,
+        report_to="wandb" if wandb_project else "none",
+        run_name=wandb_run_name or None,
+        disable_tqdm=not sys.stderr.isatty(),
+        ddp_find_unused_parameters=False if processes > 1 else None,
+    )
     model = load_base(str(base_model), load_8bit=load_8bit, training=True)
     if load_8bit:
         model = prepare_model_for_kbit_training(model)
     model.config.use_cache = False
-    model = get_peft_model(model, LoraConfig(
-        r=lora_r, lora_alpha=lora_alpha, lora_dropout=lora_dropout, target_modules=list(lora_target_modules),
-        bias="none", task_type="CAUSAL_LM"))
+    model = get_peft_model(
+        model,
+        LoraConfig(
+            r=lora_r,
+            lora_alpha=lora_alpha,
+            lora_dropout=lora_dropout,
+            target_modules=list(lora_target_modules),
+            bias="none",
+            task_type="CAUSAL_LM",
+        ),
+    )
     trainer = Trainer(
-        model=model, args=training, train_dataset=[examples[i] for i in order[val_set_size:]], eval_dataset=validation or None,
-        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8), processing_class=tokenizer)
+        model=model,
+        args=training,
+        train_dataset=[examples[i] for i in order[val_set_size:]],
+        eval_dataset=validation or None,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True, pad_to_multiple_of=8),
+        processing_class=tokenizer,
+    )
     train_and_save(trainer, None if resume_from_checkpoint is None else str(resume_from_checkpoint))
     if trainer.is_world_process_zero():
-        print(f"{output_dir}: adapter after {trainer.state.global_step} steps, {last_losses(trainer.state.log_history)}")
+        print(
+            f"{output_dir}: adapter after {trainer.state.global_step} steps, {last_losses(trainer.state.log_history)}"
+        )
 
 
 def read_rows(data_path: str) -> list[dict]:
@@ -123,7 +159,9 @@ def read_rows(data_path: str) -> list[dict]:
     return rows
 
 
-def encode_example(row: dict, prompter: Prompter, tokenizer, cutoff_len: int, train_on_inputs: bool) -> dict[str, list[int]]:
+def encode_example(
+    row: dict, prompter: Prompter, tokenizer, cutoff_len: int, train_on_inputs: bool
+) -> dict[str, list[int]]:
     """Ids and labels of one example, BOS first and EOS last, -100 where no loss is taken.
 
     Prompt and answer are tokenised together, once: a token belongs to the prompt if it begins there.
@@ -132,7 +170,9 @@ def encode_example(row: dict, prompter: Prompter, tokenizer, cutoff_len: int, tr
     encoding = tokenizer(prompt + row["output"], add_special_tokens=False, return_offsets_mapping=True)
     ids = [*([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []), *encoding.input_ids]
     starts = [-1] * (len(ids) - len(encoding.input_ids)) + [start for start, _ in encoding.offset_mapping]
-    labels = [token if train_on_inputs or start >= len(prompt) else -100 for token, start in zip(ids, starts, strict=True)]
+    labels = [
+        token if train_on_inputs or start >= len(prompt) else -100 for token, start in zip(ids, starts, strict=True)
+    ]
     if len(ids) < cutoff_len:  # an answer that was cut off has no end
         ids, labels = [*ids, tokenizer.eos_token_id], [*labels, tokenizer.eos_token_id]
     return {"input_ids": ids[:cutoff_len], "labels": labels[:cutoff_len], "attention_mask": [1] * len(ids[:cutoff_len])}

@@ -7,7 +7,8 @@ TASKS = ("NER", "RE", "EE")
 FORMS = ("tuple", "json")
 NOTHING = "NAN"  # the published answer for "nothing found"
 
-# The words of each task; {schema} and {form} are filled in. Several per task, so that a model does not learn one by heart.
+# The words of each task; {schema} and {form} are filled in. Several per task, so that
+# a model does not learn one by heart.
 INSTRUCTIONS = {
     ("NER", "english"): (
         "Find the entities of these types in the input: {schema}. Answer {form}.",
@@ -64,8 +65,10 @@ def render(task: str, schema: Sequence, form: str = "tuple", language: str = "en
     variant: which wording; any number. Raises ValueError on an unknown task, form or language.
     """
     if (task, language, form) not in ANSWER_FORMS:
-        raise ValueError(f"no {task} instruction in {language} for form {form}; tasks are {', '.join(TASKS)}, "
-                         f"forms {', '.join(FORMS)}, languages english and chinese")
+        raise ValueError(
+            f"no {task} instruction in {language} for form {form}; tasks are {', '.join(TASKS)}, "
+            f"forms {', '.join(FORMS)}, languages english and chinese"
+        )
     joint = "、" if language == "chinese" else ", "
     if task == "EE":
         labels = joint.join(f"{event['type']}({joint.join(event['roles'])})" for event in schema)

@@ -17,7 +17,7 @@ YEAR = re.compile(r"(?<![\d.,])(?:公元)?(前)?(\d{3,4})(?![\d,%])(?:年| BC| B
 
 @dataclass(frozen=True)
 class Mention:
-    """An occurrence in a text: ``text[start:stop]`` names one of ``candidates`` (entity ids; a year is its number)."""
+    """``text[start:stop]`` names one of ``candidates``: entity ids, or the number of a year."""
 
     start: int
     stop: int
@@ -37,7 +37,9 @@ class KnowledgeGraph:
         self.relations = {row["id"]: row for row in self._rows("relations.tsv")}
         for number, row in enumerate(self.entities.values(), 2):
             if row["type"] not in self.types:
-                raise ValueError(f"{self.folder / 'entities.tsv'}, line {number}: type {row['type']} is not in types.tsv")
+                raise ValueError(
+                    f"{self.folder / 'entities.tsv'}, line {number}: type {row['type']} is not in types.tsv"
+                )
         self.relations_between: dict[tuple[str, str], list[str]] = defaultdict(list)
         self.neighbours: dict[str, set[str]] = defaultdict(set)
         for number, row in enumerate(self._rows("triples.tsv"), 2):
@@ -91,7 +93,9 @@ class MentionFinder:
 
     def find(self, text: str) -> list[Mention]:
         """Mentions in reading order, none within another."""
-        found = [Mention(end + 1 - len(name), end + 1, candidates) for end, (name, candidates) in self._automaton.iter(text)]
+        found = [
+            Mention(end + 1 - len(name), end + 1, candidates) for end, (name, candidates) in self._automaton.iter(text)
+        ]
         if self.language == "english":
             found = [m for m in found if _is_whole_word(text, m.start, m.stop)]
         for match in YEAR.finditer(text):
@@ -112,7 +116,9 @@ def _longest(mentions: Iterable[Mention]) -> list[Mention]:
     return sorted(kept, key=lambda m: m.start)
 
 
-def disambiguate(mentions: Iterable[Mention], graph: KnowledgeGraph, context: Iterable[str] = ()) -> list[tuple[Mention, str]]:
+def disambiguate(
+    mentions: Iterable[Mention], graph: KnowledgeGraph, context: Iterable[str] = ()
+) -> list[tuple[Mention, str]]:
     """One entity for each mention, in reading order.
 
     A candidate that is accepted already, or is a neighbour in the graph of the most accepted ones, is preferred;
@@ -124,6 +130,7 @@ def disambiguate(mentions: Iterable[Mention], graph: KnowledgeGraph, context: It
     accepted = set(context)
     chosen = []
     for mention in mentions:
+
         def preference(candidate: str) -> tuple:
             near = graph.neighbours.get(candidate, set())
             return (candidate not in accepted, -len(near & accepted), -len(near & possible), candidate)

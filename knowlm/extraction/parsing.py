@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from knowlm.extraction.forms import NOTHING
 
-FULL_WIDTH = str.maketrans("（）【】［］｛｝《》〈〉＜＞，、：；＃“”‘’＂", "()[][]{}<><><>,,:;#\"\"''\"")
+FULL_WIDTH = str.maketrans("（）【】［］｛｝《》〈〉＜＞，、：；＃“”‘’＂", '()[][]{}<><><>,,:;#""\'\'"')
 OPEN, CLOSE = "([{<", ")]}>"
 MAX_CHARACTERS = 100_000  # an answer longer than this has run away; the rest is not read
 
@@ -55,7 +55,9 @@ def _from_json(task: str, answer: str) -> list[dict] | None:
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             continue
     if isinstance(value, dict):
-        value = _by_label(task, value) if not {"text", "head", "subject", "trigger", "entity"} & value.keys() else [value]
+        value = (
+            _by_label(task, value) if not {"text", "head", "subject", "trigger", "entity"} & value.keys() else [value]
+        )
     if not isinstance(value, list):
         return None
     items = [_item_of_dict(task, entry) for entry in value if isinstance(entry, dict)]
@@ -77,7 +79,9 @@ def _by_label(task: str, by_label: dict) -> list[dict]:
 
 def _item_of_dict(task: str, entry: dict) -> dict | None:
     def first(*names: str) -> str | None:
-        return next((str(entry[name]).strip() for name in names if isinstance(entry.get(name), str | int | float)), None)
+        return next(
+            (str(entry[name]).strip() for name in names if isinstance(entry.get(name), str | int | float)), None
+        )
 
     if task == "NER":
         text, kind = first("text", "entity", "name"), first("type", "entity_type", "label")
@@ -89,8 +93,11 @@ def _item_of_dict(task: str, entry: dict) -> dict | None:
     if not trigger or not kind:
         return None
     if isinstance(arguments, dict):
-        arguments = [{"role": role, "text": text} for role, texts in arguments.items()
-                     for text in (texts if isinstance(texts, list) else [texts])]
+        arguments = [
+            {"role": role, "text": text}
+            for role, texts in arguments.items()
+            for text in (texts if isinstance(texts, list) else [texts])
+        ]
     pairs = []
     for argument in arguments if isinstance(arguments, list) else []:
         if isinstance(argument, dict):
@@ -142,7 +149,7 @@ def _clean(part: str) -> str:
 
 
 def _flat(task: str, structure: str, text: str, labels: set[str]) -> dict | None:
-    parts = [part for part in _parts(structure, text)]
+    parts = _parts(structure, text)
     if task == "NER":
         if len(parts) < 2:
             return None
@@ -170,7 +177,9 @@ def _event(structure: str, text: str) -> dict | None:
     arguments = []
     rest_at = len(parts[0]) + len(parts[1]) + 2
     for outer_structure, outer_text in _outer_groups(structure[rest_at:], text[rest_at:]):
-        for inner_structure, inner_text in _outer_groups(outer_structure, outer_text) or [(outer_structure, outer_text)]:
+        for inner_structure, inner_text in _outer_groups(outer_structure, outer_text) or [
+            (outer_structure, outer_text)
+        ]:
             pair = _parts(inner_structure, inner_text)
             if len(pair) >= 2 and _clean(pair[-1]):
                 name = _clean(inner_text[: len(inner_text) - len(pair[-1]) - 1])

@@ -23,8 +23,9 @@ def elements(task: str, items: Iterable[dict]) -> dict[str, Counter]:
     items = list(items)
     return {
         "EE trigger": Counter((item["type"], item["trigger"]) for item in items),
-        "EE argument": Counter((item["type"], argument["text"], argument["role"])
-                               for item in items for argument in item["arguments"]),
+        "EE argument": Counter(
+            (item["type"], argument["text"], argument["role"]) for item in items for argument in item["arguments"]
+        ),
     }
 
 
@@ -37,8 +38,8 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000) 
     """Scores of raw answers against gold.
 
     cases: ``{"id", "task", "language", "schema", "input", "gold"}``, see the package.
-    Returns ``{"NER": {...}, "RE": {...}, "EE": {"trigger": {...}, "argument": {...}}, "unparsable": share, ...}``, each with
-    precision, recall, f1, a 95 % bootstrap interval of f1 over cases, and a table by label. An answer that can't
+    Returns ``{"NER": {...}, "RE": {...}, "EE": {"trigger": {...}, "argument": {...}}, "unparsable": share, ...}``,
+    each with precision, recall, f1, a 95 % bootstrap interval of f1 over cases, and a table by label. An answer that can't
     be read counts as a miss.
     """
     per_case: dict[str, list[Counts]] = {}
@@ -57,8 +58,12 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000) 
     report: dict = {"cases": len(cases), "unparsable": unreadable / max(len(cases), 1)}
     for name, counts in per_case.items():
         totals = np.array(counts).sum(axis=0)
-        entry = {**_f1(*totals), "cases": len(counts), "interval": _bootstrap(np.array(counts), resamples),
-                 "labels": {label: _f1(*row) for label, row in sorted(by_label.get(name, {}).items())}}
+        entry = {
+            **_f1(*totals),
+            "cases": len(counts),
+            "interval": _bootstrap(np.array(counts), resamples),
+            "labels": {label: _f1(*row) for label, row in sorted(by_label.get(name, {}).items())},
+        }
         task, _, part = name.partition(" ")
         if part:
             report.setdefault(task, {})[part] = entry
@@ -71,8 +76,14 @@ def _f1(right: int, predicted: int, gold: int) -> dict:
     precision = right / predicted if predicted else 0.0
     recall = right / gold if gold else 0.0
     f1 = 2 * right / (predicted + gold) if predicted + gold else 0.0
-    return {"precision": float(precision), "recall": float(recall), "f1": float(f1),
-            "right": int(right), "predicted": int(predicted), "gold": int(gold)}
+    return {
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+        "right": int(right),
+        "predicted": int(predicted),
+        "gold": int(gold),
+    }
 
 
 def _bootstrap(counts: np.ndarray, resamples: int) -> list[float]:

@@ -25,7 +25,9 @@ class Piece:
     triples: list[dict]  # head, relation, tail ids, with the mentions as evidence
 
 
-def find_pieces(article: dict, language: str, graph: KnowledgeGraph, finder: MentionFinder, length: int) -> Iterator[Piece]:
+def find_pieces(
+    article: dict, language: str, graph: KnowledgeGraph, finder: MentionFinder, length: int
+) -> Iterator[Piece]:
     """Pieces of an article ``{"title", "text"}`` of at most ``length`` characters (Chinese) or words (English)."""
     titled = finder.find(article["title"])
     own = [m for m in titled if m.stop - m.start == len(article["title"])] or titled[:1]
@@ -33,8 +35,14 @@ def find_pieces(article: dict, language: str, graph: KnowledgeGraph, finder: Men
     context = [entity for _, entity in topic]
     for text in split_text(article["text"], language, length):
         entities = disambiguate(finder.find(text), graph, context)
-        yield Piece(id=hashlib.sha256(text.encode()).hexdigest()[:16], article=context[0] if context else article["title"],
-                    language=language, text=text, entities=entities, triples=match_triples(entities, graph))
+        yield Piece(
+            id=hashlib.sha256(text.encode()).hexdigest()[:16],
+            article=context[0] if context else article["title"],
+            language=language,
+            text=text,
+            entities=entities,
+            triples=match_triples(entities, graph),
+        )
 
 
 def split_text(text: str, language: str, length: int) -> list[str]:
@@ -62,9 +70,15 @@ def match_triples(entities: Sequence[tuple[Mention, str]], graph: KnowledgeGraph
     for head, head_mention in first.items():
         for tail, tail_mention in first.items():
             for relation in graph.relations_between.get((head, tail), ()):
-                triples.append({"head": head, "relation": relation, "tail": tail,
-                                "head_span": [head_mention.start, head_mention.stop],
-                                "tail_span": [tail_mention.start, tail_mention.stop]})
+                triples.append(
+                    {
+                        "head": head,
+                        "relation": relation,
+                        "tail": tail,
+                        "head_span": [head_mention.start, head_mention.stop],
+                        "tail_span": [tail_mention.start, tail_mention.stop],
+                    }
+                )
     return without_implied(triples)
 
 
@@ -75,7 +89,8 @@ def without_implied(triples: list[dict]) -> list[dict]:
     def implied(t: dict) -> bool:
         return t["relation"] in TRANSITIVE and any(
             (t["head"], t["relation"], middle) in direct and (middle, t["relation"], t["tail"]) in direct
-            for middle in {other["tail"] for other in triples} - {t["head"], t["tail"]})
+            for middle in {other["tail"] for other in triples} - {t["head"], t["tail"]}
+        )
 
     return [t for t in triples if not implied(t)]
 
@@ -86,15 +101,24 @@ def gold_entities(piece: Piece, graph: KnowledgeGraph) -> list[dict]:
     for mention, entity in piece.entities:
         kind = graph.entities[entity]["type"] if entity in graph.entities else None
         if kind and kind not in UNTYPED:
-            item = {"text": piece.text[mention.start : mention.stop], "type": graph.label("types", kind, piece.language)}
+            item = {
+                "text": piece.text[mention.start : mention.stop],
+                "type": graph.label("types", kind, piece.language),
+            }
             items.setdefault((item["text"], item["type"]), item)
     return list(items.values())
 
 
 def gold_relations(piece: Piece, graph: KnowledgeGraph) -> list[dict]:
     """RE items, with the names as the piece has them."""
-    return [{"head": piece.text[slice(*t["head_span"])], "relation": graph.label("relations", t["relation"], piece.language),
-             "tail": piece.text[slice(*t["tail_span"])]} for t in piece.triples]
+    return [
+        {
+            "head": piece.text[slice(*t["head_span"])],
+            "relation": graph.label("relations", t["relation"], piece.language),
+            "tail": piece.text[slice(*t["tail_span"])],
+        }
+        for t in piece.triples
+    ]
 
 
 def schema_for(task: str, piece: Piece, gold: Sequence[dict], graph: KnowledgeGraph, seed: int) -> list[str]:
@@ -109,12 +133,13 @@ def schema_for(task: str, piece: Piece, gold: Sequence[dict], graph: KnowledgeGr
         others = [graph.label("types", kind, piece.language) for kind in graph.types if kind not in UNTYPED]
     else:
         wanted = {item["relation"] for item in gold}
-        others = [graph.label("relations", relation, piece.language) for relation, row in graph.relations.items()
-                  if kinds & set(row["head_types"].split("|"))]
+        others = [
+            graph.label("relations", relation, piece.language)
+            for relation, row in graph.relations.items()
+            if kinds & set(row["head_types"].split("|"))
+        ]
     others = [label for label in others if label not in wanted]
     generator.shuffle(others)
     labels = [*sorted(wanted), *others[: max(SCHEMA_SIZE[task] - len(wanted), 0)]]
     generator.shuffle(labels)
     return labels
-
-

@@ -1,0 +1,65 @@
+import sys
+
+import pytest
+
+from knowlm.cli import run, run_fire
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Run a component with arguments: (exit code, stdout, stderr)."""
+
+    def call(component, *arguments):
+        monkeypatch.setattr(sys, "argv", ["script.py", *arguments])
+        try:
+            run_fire(component, "What it does.")
+            code = 0
+        except SystemExit as exit:
+            code = exit.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def greet(name: str, loud: bool = False, times: int = 1) -> None:
+    print((name.upper() if loud else name) * times)
+
+
+def test_flags_reach_the_function(call):
+    assert call(greet, "--name", "ab", "--loud", "--times=2")[:2] == (0, "ABAB\n")
+    assert call(greet, "--name=ab", "--noloud")[:2] == (0, "ab\n")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["--name", "ab", "--tmies", "2"], "unrecognized arguments: --tmies"),
+    (["--name", "ab", "c"], "unrecognized arguments: c"),
+    (["--times", "2"], "required: --name"),
+    (["--name", "ab", "--name", "c"], "given twice"),
+    (["-n", "ab"], "unrecognized arguments: -n"),
+])
+def test_a_mistake_stops_before_any_work_in_one_line(call, arguments, message):
+    code, out, err = call(greet, *arguments)
+    assert (code, out) == (2, "")
+    assert message in err and err.count("\n") == 1
+
+
+def test_a_misspelled_command_is_named(call):
+    code, _, err = call({"greet": greet}, "gret", "--name", "ab")
+    assert code == 2 and "unknown command: gret (choose from greet)" in err
+
+
+def test_help_shows_every_flag(call):
+    code, out, _ = call({"greet": greet}, "greet", "--help")
+    assert code == 0
+    assert "What it does." in out and all(f"--{flag}" in out for flag in ("name", "loud", "times"))
+
+
+def test_a_users_error_is_one_line_and_code_1(capsys):
+    def fail():
+        raise ValueError("file.txt: is\n  odd")
+
+    with pytest.raises(SystemExit) as exit:
+        run(fail)
+    assert exit.value.code == 1
+    assert capsys.readouterr().err.endswith("error: file.txt: is odd\n")

@@ -1,0 +1,44 @@
+import shutil
+
+import pytest
+
+from knowlm.models import check_model_folder
+
+
+@pytest.fixture
+def model(tiny_llama, tmp_path):
+    shutil.copytree(tiny_llama, tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_a_whole_folder_and_a_hub_name_pass(model):
+    check_model_folder(str(model))
+    check_model_folder("owner/name")
+
+
+def test_a_missing_folder_says_how_to_get_one():
+    with pytest.raises(ValueError, match="no such model folder.*--default_model"):
+        check_model_folder("./nowhere")
+
+
+@pytest.mark.parametrize(("file", "content", "message"), [
+    ("config.json", None, "no config.json"),
+    ("config.json", "{", "not valid JSON"),
+    ("config.json", "{}", "names no model_type"),
+    ("model.safetensors", None, "holds no weights"),
+    ("model.safetensors", "cut", "damaged"),
+    ("model.safetensors.index.json", '{"weight_map": {"a": "model-2.safetensors"}}', "model-2.safetensors: missing"),
+])
+def test_a_broken_folder_is_told_by_file(model, file, content, message):
+    (model / file).unlink(missing_ok=True)
+    if content is not None:
+        (model / file).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        check_model_folder(str(model))
+
+
+def test_a_truncated_shard_is_named(model):
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
+        check_model_folder(str(model))
