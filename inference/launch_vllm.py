@@ -3,8 +3,9 @@
     CUDA_VISIBLE_DEVICES=1,2 python inference/launch_vllm.py --port 8090 --model data/zhixi-13B --use-np-weights \\
         --max-num-batched-tokens 8000 --dtype half --tensor-parallel-size 2
 
-POST /generate takes an instruction, an input and sampling parameters, and answers with the generated text; GET /is_ready
-answers true or false. inference/README.md shows both. The server ends, with exit code 1, when its engine dies.
+POST /generate takes an instruction, an input and sampling parameters, and answers with the generated text.
+GET /is_ready answers true or false. When the engine dies, the server ends too, with exit code 1.
+Every flag of the vLLM engine is taken too: python -m vllm.entrypoints.openai.api_server --help=all
 """
 
 import argparse
@@ -13,8 +14,7 @@ import multiprocessing
 import os
 import socket
 import sys
-import time
-from dataclasses import dataclass
+import traceback
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any
@@ -23,34 +23,30 @@ from uuid import uuid4
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
-from knowlm.cli import ArgumentParser, refuse, run
+from knowlm.cli import ArgumentParser, run
 from knowlm.models import check_model_folder
 from knowlm.prompts import Prompter
 
-# vLLM, FastAPI and uvicorn are imported in functions: vLLM's processes import this file again.
+# vLLM and FastAPI are imported in functions: vLLM's processes import this file again.
 
-DEFAULT_MAX_TOKENS = 512
-MAX_BODY_BYTES = 4 << 20  # a longer request is refused before it is read to its end
-CPU_CACHE_BYTES = 1 << 30  # keys and values of running requests; vLLM would fill nine tenths of the memory
-SECONDS_TO_FINISH = 5  # for running requests, once the server is told to stop
+MAX_BODY_BYTES = 1 << 20  # a longer request is refused unread
 
 
-class Parameters(BaseModel):
-    """How to draw tokens; vLLM's defaults, except for max_tokens."""
-
+class Parameters(BaseModel):  # the defaults are vLLM's own, except for max_tokens
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0  # 0 is greedy
+    temperature: Annotated[float, Field(ge=0, le=100)] = 1.0  # 0 takes the likeliest token
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = 0  # 0 and -1: all tokens
+    top_k: Annotated[int, Field(ge=-1, le=1_000_000)] = 0  # 0 and -1 draw from all tokens
     presence_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] = 0.0
-    max_tokens: Annotated[int, Field(ge=1)] | None = None  # None: 512, or what fits behind the prompt
+    max_tokens: Annotated[int, Field(ge=1)] | None = None  # 512, or what fits behind the prompt
 
 
-class Question(BaseModel):
-    """The body of POST /generate."""
-
+class Question(BaseModel):  # the body of POST /generate
     model_config = ConfigDict(extra="forbid", strict=True)
     instruction: Annotated[str, Field(min_length=1)]
     input: str | None = None
@@ -58,177 +54,196 @@ class Question(BaseModel):
 
 
 def main() -> None:
-    own = check_before_vllm_loads()
+    own, engine_flags = parse_own_flags()
+    prompter = Prompter(own.template_path)
+    check_model_folder(own.model)
     with open_port(own.host, own.port) as listener:
-        args = parse_args()
-        server = Server(args, Prompter(args.template_path))
+        service = Service(parse_engine_flags(["--model", own.model, *engine_flags]), prompter)
         try:
-            asyncio.run(server.serve(listener))
+            asyncio.run(service.run(listener))
         finally:
-            server.stop_engine()
-    if server.failure:
-        raise ChildProcessError(server.failure)
+            service.stop_engine()
+    if service.failure:
+        raise ChildProcessError(f"{own.model}: {service.failure}")
 
 
-def check_before_vllm_loads() -> argparse.Namespace:
-    """The script's own flags, checked within a second: vLLM takes some ten seconds to say what its flags are."""
+def parse_own_flags() -> tuple[argparse.Namespace, list[str]]:
+    """The script's flags, and the rest: vLLM takes ten seconds and more to say which flags it knows."""
     parser = ArgumentParser(__doc__)
-    add_own_flags(parser)
-    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder or hub name")
-    parser.epilog = "Every flag of the vLLM engine is taken too; --help=all lists them, --help=WORD some."
-    if any(argument.startswith("--help=") for argument in sys.argv[1:]):
-        parse_args()
-    args, _ = parser.parse_known_args()
-    check_model_folder(args.model)
-    Prompter(args.template_path)
-    if args.use_np_weights:
-        print(f"{Path(__file__).name}: warning: vLLM no longer has --use-np-weights, a cache of weights as numpy files; "
-              "going on without", file=sys.stderr)
-    return args
-
-
-def add_own_flags(parser: argparse.ArgumentParser) -> None:
-    def port(text: str) -> int:
-        if not text.isdecimal() or int(text) > 65535:
-            raise argparse.ArgumentTypeError(f"{text}: a port is 0 to 65535, and 0 chooses a free one")
-        return int(text)
-
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default: 127.0.0.1)")
-    parser.add_argument("--port", type=port, default=8090, help="port to listen on (default: 8090)")
+    parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder, or a name on the hub")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8090, help="port to listen on; 0: any free one (default: 8090)")
     parser.add_argument("--template_path", "--template-path", default="alpaca", metavar="TEMPLATE",
                         help="prompt template: a name in knowlm/templates or a path (default: alpaca)")
     parser.add_argument("--use-np-weights", "--use_np_weights", action="store_true", help="ignored; vLLM dropped it")
+    args, rest = parser.parse_known_args()
+    if args.use_np_weights:
+        print(f"{parser.prog}: warning: vLLM has dropped --use-np-weights; going on without it", file=sys.stderr)
+    return args, rest
 
 
 def open_port(host: str, port: int) -> socket.socket:
-    """A listening socket, taken before anything loads: a port in use shows at once."""
+    """A listening socket, taken before anything loads, so that a port in use shows at once."""
     try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise OSError(f"{host}:{port}: cannot listen there ({error.strerror}); choose another with --host and --port") from None
+        return socket.create_server((host, port))
+    except (OSError, OverflowError) as error:
+        raise OSError(f"{host}:{port}: can't listen there ({error}); choose another --port or --host") from None
 
 
-def parse_args() -> argparse.Namespace:
-    """All flags, with vLLM's own parser: names with _ or -, nested settings (--x.y 1), --config FILE."""
-    for name in ("VLLM_NO_USAGE_STATS", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")  # INFO prints some sixty lines
+def parse_engine_flags(flags: list[str]):
+    """vLLM's AsyncEngineArgs, by its own parser: it takes _ for - in names, and nested settings as --x.y 1."""
+    for setting in ("VLLM_NO_USAGE_STATS=1", "VLLM_LOGGING_LEVEL=ERROR", "VLLM_WORKER_MULTIPROC_METHOD=spawn"):
+        os.environ.setdefault(*setting.split("="))  # forked, the engine would hold the server's sockets
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    class Parser(FlexibleArgumentParser):
-        error = ArgumentParser.error
-
-    parser = Parser(description=__doc__, usage="%(prog)s --model FOLDER [flags]", allow_abbrev=False)
-    add_own_flags(parser)
-    args = AsyncEngineArgs.add_cli_args(parser).parse_args()
-    if args.skip_tokenizer_init:
-        refuse("--skip-tokenizer-init: prompts can't be encoded without the tokenizer")
+    parser = FlexibleArgumentParser(allow_abbrev=False)
+    parser.error = ArgumentParser("").error
+    args = AsyncEngineArgs.add_cli_args(parser).parse_args(flags)
     if current_platform.is_cpu():
-        suit_cpu(args)
-    return args
+        choose_for_cpu(args)
+    return AsyncEngineArgs.from_cli_args(args)
 
 
-def suit_cpu(args: argparse.Namespace) -> None:
-    """Fill in what vLLM can't guess without a GPU, where neither a flag nor the environment says it."""
+def choose_for_cpu(args: argparse.Namespace) -> None:
+    """What vLLM chooses badly without a GPU, unless a flag or the environment has chosen."""
     if args.kv_cache_memory_bytes is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        args.kv_cache_memory_bytes = CPU_CACHE_BYTES
+        args.kv_cache_memory_bytes = 1 << 30  # by itself vLLM takes nine tenths of the memory
     if args.max_model_len is None:
         args.max_model_len = -1  # the model's own length, or less where the cache is too small for it
     ranks = args.tensor_parallel_size * args.pipeline_parallel_size
-    if ranks > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:
-        cores = sorted(os.sched_getaffinity(0))  # an equal share each, as in 0,1|2,3
-        shares = [cores[rank * len(cores) // ranks : (rank + 1) * len(cores) // ranks] for rank in range(ranks)]
-        if not all(shares):
-            raise ValueError(f"--tensor-parallel-size {args.tensor_parallel_size}: this machine has {len(cores)} CPU cores, "
-                             "one a part is needed; name fewer parts")
+    if ranks > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # vLLM would want a NUMA node for each
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[rank::ranks] or cores for rank in range(ranks)]  # written as 0,2|1,3
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
 
 
-@dataclass
-class Answer:
-    """What POST /generate answers, whether it went well or not."""
+class Service:
+    """The HTTP server, and the engine, which a thread loads while /is_ready answers false."""
 
-    generated_text: str = ""
-    num_output_tokens_cf: int = 0
-    error: str | None = None
-
-
-class Server:
-    """The HTTP server and its engine, which a thread loads while /is_ready already answers false."""
-
-    def __init__(self, args: argparse.Namespace, prompter: Prompter):
-        self.args, self.prompter = args, prompter
+    def __init__(self, engine_args, prompter: Prompter):
+        self.engine_args, self.prompter = engine_args, prompter
         self.engine: Any = None
-        self.failure = ""
+        self.failure = ""  # what went wrong with the engine
         self.loader = Thread(target=self.load_engine, daemon=True)
 
     def load_engine(self) -> None:
-        from vllm.engine.arg_utils import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            self.engine = AsyncLLM.from_engine_args(AsyncEngineArgs.from_cli_args(self.args))
+            self.engine = AsyncLLM.from_engine_args(self.engine_args)
         except Exception as error:
-            self.failure = f"{self.args.model}: vLLM does not start: {error}"
+            self.failure = f"vLLM doesn't start: {error}"
 
-    @property
-    def ready(self) -> bool:
-        return self.engine is not None and not self.engine.errored
-
-    async def serve(self, listener: socket.socket) -> None:
-        """Answer requests until a signal comes, or until the engine fails: then ``failure`` says so."""
+    async def run(self, listener: socket.socket) -> None:
+        """Answer requests until a signal comes or the engine fails."""
         import uvicorn
+        from fastapi import FastAPI
 
-        http = uvicorn.Server(uvicorn.Config(self.app(), log_level="warning", lifespan="off",
-                                             timeout_graceful_shutdown=SECONDS_TO_FINISH))
-        watching = asyncio.create_task(self.watch(http, listener))
-        await http.serve(sockets=[listener])
+        app = FastAPI(routes=[Route("/generate", self.answer, methods=["POST"])])
+        app.get("/is_ready")(self.is_ready)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))  # seconds
+        watching = asyncio.create_task(self.watch_engine(server, listener))
+        await server.serve(sockets=[listener])
         watching.cancel()
 
-    async def watch(self, http: Any, listener: socket.socket) -> None:
+    async def watch_engine(self, server, listener: socket.socket) -> None:
         self.loader.start()
-        while not self.failure and self.engine is None:
+        while not (self.engine or self.failure):
             await asyncio.sleep(0.1)
-        if self.engine is not None:
-            host, port = listener.getsockname()[:2]
-            host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-            url = f"http://{host}:{port}/generate"
-            print(f"ready: {url}\n  curl -X POST {url} -H 'Content-Type: application/json' -d "
-                  """'{"instruction": "你好", "input": "", "parameters": {"top_p": 0.7, "max_tokens": 256}}'""", flush=True)
-            while self.ready:
-                await asyncio.sleep(0.2)
-            self.failure = f"{self.args.model}: the engine died; the reason stands above, start the server again"
-        http.should_exit = True
+        if self.engine:
+            url = "http://{}:{}/generate".format(*listener.getsockname())
+            print(f"ready: {url}\ntry:   curl -X POST {url} -H 'Content-Type: application/json' "
+                  """-d '{"instruction": "你好", "parameters": {"top_p": 0.7, "max_tokens": 256}}'""", flush=True)
+            while self.is_ready():
+                await asyncio.sleep(0.1)
+            if not server.should_exit:  # Ctrl-C reaches the engine's processes too
+                self.failure = "the engine died; start again, with VLLM_LOGGING_LEVEL=INFO to see more"
+        server.should_exit = True
 
-    def app(self):
-        from fastapi import FastAPI, Request
-        from fastapi.responses import JSONResponse
-        from starlette.exceptions import HTTPException
+    def is_ready(self) -> bool:
+        return bool(self.engine) and not self.engine.errored
 
-        app = FastAPI(openapi_url=None)
+    async def answer(self, request) -> JSONResponse:
+        """POST /generate, with its three keys whatever goes wrong."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-        @app.get("/is_ready")
-        async def is_ready() -> bool:
-            return self.ready
+        try:
+            if not self.is_ready():
+                raise EngineDeadError
+            question = Question.model_validate_json(await read_body(request))
+            output = await self.generate(request, *await asyncio.to_thread(self.prepare, question))
+            text, count = output.text.strip(), len(output.token_ids)
+            return JSONResponse({"generated_text": text, "num_output_tokens_cf": count, "error": None})
+        except ValidationError as error:
+            mistake = error.errors()[0]
+            status, reason = 400, ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
+        except (ValueError, VLLMClientError, ClientDisconnect) as error:
+            status, reason = 400, str(error)
+        except EngineDeadError:
+            status, reason = 503, "the engine died" if self.engine else "the model is still loading; see /is_ready"
+        except Exception as error:
+            traceback.print_exc()
+            status, reason = 500, f"{type(error).__name__}: {error}"
+        empty = {"generated_text": "", "num_output_tokens_cf": 0}
+        return JSONResponse(empty | {"error": " ".join(reason.split())[:500]}, status)
 
-        @app.post("/generate")
-        async def generate(request: Request) -> JSONResponse:
-            ...
+    def prepare(self, question: Question):
+        """The prompt's ids, begun by BOS exactly once, and SamplingParams; ValueError where the model is too short."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        return app
+        tokenizer = self.engine.get_tokenizer()
+        prompt = self.prompter.prompt(question.instruction, question.input)
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        ids = bos + tokenizer(prompt, add_special_tokens=False).input_ids
+        wanted = (question.parameters or Parameters()).model_dump()
+        longest = self.engine.model_config.max_model_len
+        wanted["max_tokens"] = wanted["max_tokens"] or max(1, min(512, longest - len(ids)))
+        if len(ids) + wanted["max_tokens"] > longest:
+            raise ValueError(f"{len(ids)} prompt tokens and max_tokens={wanted['max_tokens']} exceed the model's "
+                             f"{longest}; shorten the prompt or lower max_tokens")
+        return ids, SamplingParams(**wanted, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    async def generate(self, request, ids: list[int], params):
+        """vLLM's CompletionOutput. When the client leaves early, its place in the engine is freed."""
+        request_id = uuid4().hex
+
+        async def finish():
+            results = self.engine.generate({"type": "token", "prompt_token_ids": ids}, params, request_id)
+            return [result async for result in results][-1].outputs[0]
+
+        finishing = asyncio.create_task(finish())
+        try:
+            while not (await asyncio.wait({finishing}, timeout=0.2))[0]:
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+            return finishing.result()
+        finally:
+            if not finishing.done():
+                finishing.cancel()
+                await self.engine.abort(request_id)  # cancelling misses a request that is just being handed over
 
     def stop_engine(self) -> None:
-        """End all of the engine's processes, also those of one that is still loading."""
+        """End all of the engine's processes, also while it loads."""
         from vllm.utils.system_utils import kill_process_tree
 
         while self.loader.is_alive():
             for process in multiprocessing.active_children():
                 kill_process_tree(process.pid)
-            time.sleep(0.1)
-        if self.engine is not None:
-            self.engine.shutdown()
+            self.loader.join(0.1)
+        if self.engine:
+            self.engine.shutdown(timeout=20)  # seconds until they are killed
+            self.engine = None  # else Python's end ends it again, and complains
+
+
+async def read_body(request) -> bytes:
+    body = b""
+    async for chunk in request.stream():
+        if len(body := body + chunk) > MAX_BODY_BYTES:
+            raise ValueError(f"the request is longer than {MAX_BODY_BYTES} bytes")
+    return body
 
 
 if __name__ == "__main__":
