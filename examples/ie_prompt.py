@@ -34,10 +34,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.task) != bool(args.schema):
         refuse("--task and --schema go together")
-    if args.task:
-        chosen = {(args.task, args.language): args.schema}
-    else:
-        chosen = EXAMPLES
+    chosen = {(args.task, args.language): args.schema} if args.task else EXAMPLES
     for (task, language), schema in chosen.items():
         for variant in range(len(INSTRUCTIONS[task, language])):
             print(render(task, parse_schema(task, schema), args.form, language, variant))

@@ -73,8 +73,13 @@ def parse_own_flags() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--model", required=True, metavar="FOLDER", help="model folder, or a name on the hub")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8090, help="port to listen on; 0: any free one (default: 8090)")
-    parser.add_argument("--template_path", "--template-path", default="alpaca", metavar="TEMPLATE",
-                        help="prompt template: a name in knowlm/templates or a path (default: alpaca)")
+    parser.add_argument(
+        "--template_path",
+        "--template-path",
+        default="alpaca",
+        metavar="TEMPLATE",
+        help="prompt template: a name in knowlm/templates or a path (default: alpaca)",
+    )
     parser.add_argument("--use-np-weights", "--use_np_weights", action="store_true", help="ignored; vLLM dropped it")
     args, rest = parser.parse_known_args()
     if args.use_np_weights:
@@ -154,8 +159,11 @@ class Service:
             await asyncio.sleep(0.1)
         if self.engine:
             url = "http://{}:{}/generate".format(*listener.getsockname())
-            print(f"ready: {url}\ntry:   curl -X POST {url} -H 'Content-Type: application/json' "
-                  """-d '{"instruction": "你好", "parameters": {"top_p": 0.7, "max_tokens": 256}}'""", flush=True)
+            print(
+                f"ready: {url}\ntry:   curl -X POST {url} -H 'Content-Type: application/json' "
+                """-d '{"instruction": "你好", "parameters": {"top_p": 0.7, "max_tokens": 256}}'""",
+                flush=True,
+            )
             while self.is_ready():
                 await asyncio.sleep(0.1)
             if not server.should_exit:  # Ctrl-C reaches the engine's processes too
@@ -202,8 +210,10 @@ class Service:
         longest = self.engine.model_config.max_model_len
         wanted["max_tokens"] = wanted["max_tokens"] or max(1, min(512, longest - len(ids)))
         if len(ids) + wanted["max_tokens"] > longest:
-            raise ValueError(f"{len(ids)} prompt tokens and max_tokens={wanted['max_tokens']} exceed the model's "
-                             f"{longest}; shorten the prompt or lower max_tokens")
+            raise ValueError(
+                f"{len(ids)} prompt tokens and max_tokens={wanted['max_tokens']} exceed the model's "
+                f"{longest}; shorten the prompt or lower max_tokens"
+            )
         return ids, SamplingParams(**wanted, output_kind=RequestOutputKind.FINAL_ONLY)
 
     async def generate(self, request, ids: list[int], params):

@@ -137,7 +137,7 @@ def write_checkpoint(
                     name, tensor = next(tensors)
                     assert name == expected and (tensor.dtype, tuple(tensor.shape)) == specs[name], name
                     flat = tensor.detach().contiguous().reshape(-1)
-                    shard.write(memoryview(flat.view(torch.uint8).numpy()))
+                    shard.write(flat.view(torch.uint8).numpy().data)
                     bar.update()
         if len(shards) > 1:
             index = {

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from knowlm.files import read_json, require_file
 
@@ -22,6 +23,7 @@ class CorpusTokenizer:
             if not found:
                 raise ValueError(f"{path}: holds neither tokenizer.json nor tokenizer.model; name the tokenizer's file")
             path = found[0]
+        self._backend: Any = None
         self.sha256 = hashlib.sha256(require_file(path).read_bytes()).hexdigest()
         if path.suffix == ".json":
             self._load_json(path)

@@ -36,9 +36,15 @@ def tiny_tokenizer():
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.train_from_iterator(TEXT.splitlines(), trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+    backend.train_from_iterator(
+        TEXT.splitlines(),
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY,
+            special_tokens=SPECIAL_TOKENS,
+            show_progress=False,
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        ),
+    )
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
@@ -50,9 +56,18 @@ def tiny_llama(tiny_tokenizer, tmp_path_factory) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=len(tiny_tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=32,  # vLLM has no CPU kernel for heads of 16
-        max_position_embeddings=2048, bos_token_id=1, eos_token_id=2, tie_word_embeddings=False)
+        vocab_size=len(tiny_tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,  # vLLM has no CPU kernel for heads of 16
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=False,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
@@ -66,9 +81,16 @@ def tiny_llama(tiny_tokenizer, tmp_path_factory) -> Path:
 def run_script(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """``run_script("tools/x.py", *arguments)`` runs a script from another folder than the checkout."""
 
-    def run(script: str, *arguments, env: dict[str, str] | None = None, cwd: str | Path | None = None,
-            timeout: float = 120) -> subprocess.CompletedProcess:
-        return subprocess.run([sys.executable, str(REPOSITORY / script), *map(str, arguments)], cwd=cwd or tmp_path,
-                              env=os.environ | (env or {}), capture_output=True, text=True, timeout=timeout)
+    def run(
+        script: str, *arguments, env: dict[str, str] | None = None, cwd: str | Path | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, str(REPOSITORY / script), *map(str, arguments)],
+            cwd=cwd or tmp_path,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
 
     return run

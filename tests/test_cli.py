@@ -31,13 +31,16 @@ def test_flags_reach_the_function(call):
     assert call(greet, "--name=ab", "--noloud")[:2] == (0, "ab\n")
 
 
-@pytest.mark.parametrize(("arguments", "message"), [
-    (["--name", "ab", "--tmies", "2"], "unrecognized arguments: --tmies"),
-    (["--name", "ab", "c"], "unrecognized arguments: c"),
-    (["--times", "2"], "required: --name"),
-    (["--name", "ab", "--name", "c"], "given twice"),
-    (["-n", "ab"], "unrecognized arguments: -n"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--name", "ab", "--tmies", "2"], "unrecognized arguments: --tmies"),
+        (["--name", "ab", "c"], "unrecognized arguments: c"),
+        (["--times", "2"], "required: --name"),
+        (["--name", "ab", "--name", "c"], "given twice"),
+        (["-n", "ab"], "unrecognized arguments: -n"),
+    ],
+)
 def test_a_mistake_stops_before_any_work_in_one_line(call, arguments, message):
     code, out, err = call(greet, *arguments)
     assert (code, out) == (2, "")

@@ -10,16 +10,28 @@ import download
 
 
 def test_an_unreachable_hub_is_told_with_the_way_out(run_script, tmp_path):
-    result = run_script("tools/download.py", "--download_path", tmp_path / "lora", "--only_lora",
-                        env={"HF_ENDPOINT": "http://127.0.0.1:9"})
+    result = run_script(
+        "tools/download.py",
+        "--download_path",
+        tmp_path / "lora",
+        "--only_lora",
+        env={"HF_ENDPOINT": "http://127.0.0.1:9"},
+    )
     assert result.returncode == 1
     assert "can't be reached" in result.stderr and "HF_ENDPOINT" in result.stderr
     assert len(result.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--only_base", "--only_lora"], "not allowed with"), ([], "is required"), (["--specify"], "go together"),
-    (["--only_lora", "--fp16"], "--fp16 goes with"), (["--only_bse"], "required")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only_base", "--only_lora"], "not allowed with"),
+        ([], "is required"),
+        (["--specify"], "go together"),
+        (["--only_lora", "--fp16"], "--fp16 goes with"),
+        (["--only_bse"], "required"),
+    ],
+)
 def test_flags_that_do_not_go_together_are_refused(run_script, tmp_path, flags, message):
     result = run_script("tools/download.py", "--download_path", tmp_path / "x", *flags)
     assert result.returncode == 2
@@ -27,8 +39,12 @@ def test_flags_that_do_not_go_together_are_refused(run_script, tmp_path, flags, 
 
 
 def test_without_a_network_the_default_model_says_so_and_leaves_nothing(run_script, tmp_path):
-    offline = {"PIP_CONFIG_FILE": "/dev/null", "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "",
-               "PIP_EXTRA_INDEX_URL": ""}
+    offline = {
+        "PIP_CONFIG_FILE": "/dev/null",
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_FIND_LINKS": "",
+        "PIP_EXTRA_INDEX_URL": "",
+    }
     result = run_script("tools/download.py", "--download_path", tmp_path / "m" / "base", "--default_model", env=offline)
     assert result.returncode == 1
     assert "check the network" in result.stderr.splitlines()[-1]

@@ -3,10 +3,22 @@ import json
 import pytest
 
 CASES = [
-    {"id": "1", "task": "RE", "language": "english", "schema": ["country"], "input": "Paris, France",
-     "gold": [{"head": "Paris", "relation": "country", "tail": "France"}]},
-    {"id": "2", "task": "NER", "language": "chinese", "schema": ["地点"], "input": "我在杭州。",
-     "gold": [{"text": "杭州", "type": "地点"}]},
+    {
+        "id": "1",
+        "task": "RE",
+        "language": "english",
+        "schema": ["country"],
+        "input": "Paris, France",
+        "gold": [{"head": "Paris", "relation": "country", "tail": "France"}],
+    },
+    {
+        "id": "2",
+        "task": "NER",
+        "language": "chinese",
+        "schema": ["地点"],
+        "input": "我在杭州。",
+        "gold": [{"text": "杭州", "type": "地点"}],
+    },
 ]
 
 
@@ -20,8 +32,15 @@ def data(tmp_path):
 def test_a_file_of_answers_is_scored(run_script, data, tmp_path):
     answers = [{"id": "2", "output": "(杭州,地点)"}, {"id": "1", "output": "(Paris,country,Spain)"}]
     (tmp_path / "answers.json").write_text(json.dumps(answers), encoding="utf-8")
-    result = run_script("finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.json", "--report",
-                        tmp_path / "report")
+    result = run_script(
+        "finetune/evaluate.py",
+        "--data",
+        data,
+        "--predictions",
+        tmp_path / "answers.json",
+        "--report",
+        tmp_path / "report",
+    )
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())
     assert (metrics["NER"]["f1"], metrics["RE"]["f1"], metrics["unparsable"]) == (1, 0, 0)
@@ -30,21 +49,37 @@ def test_a_file_of_answers_is_scored(run_script, data, tmp_path):
 
 def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "(Paris,country,France)"}\n')
-    run_script("finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r")
+    run_script(
+        "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
+    )
     metrics = json.loads((tmp_path / "r/metrics.json").read_text())
     assert (metrics["RE"]["f1"], metrics["NER"]["f1"], metrics["unparsable"]) == (1, 0, 0.5)
 
 
 def test_a_model_is_scored(run_script, data, tiny_llama, tmp_path):
-    result = run_script("finetune/evaluate.py", "--data", data, "--base_model", tiny_llama, "--max_new_tokens", 5,
-                        "--report", tmp_path / "report")
+    result = run_script(
+        "finetune/evaluate.py",
+        "--data",
+        data,
+        "--base_model",
+        tiny_llama,
+        "--max_new_tokens",
+        5,
+        "--report",
+        tmp_path / "report",
+    )
     assert result.returncode == 0, result.stderr
     assert len((tmp_path / "report/predictions.jsonl").read_text().splitlines()) == 2
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"task": "QA"}, "record 1: task is one of"), ({"gold": [{"head": "x"}]}, "record 1: gold or schema"),
-    ({"schema": None}, "record 1: gold or schema")])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": "QA"}, "record 1: task is one of"),
+        ({"gold": [{"head": "x"}]}, "record 1: gold or schema"),
+        ({"schema": None}, "record 1: gold or schema"),
+    ],
+)
 def test_a_bad_case_is_named(run_script, data, tmp_path, change, message):
     data.write_text(json.dumps(CASES[0] | change))
     result = run_script("finetune/evaluate.py", "--data", data, "--predictions", data, "--report", tmp_path / "report")
@@ -53,12 +88,16 @@ def test_a_bad_case_is_named(run_script, data, tmp_path, change, message):
 
 
 def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_path):
-    result = run_script("finetune/evaluate.py", "--data", tmp_path / "case.jsonl", "--predictions", data, "--report", "r")
+    result = run_script(
+        "finetune/evaluate.py", "--data", tmp_path / "case.jsonl", "--predictions", data, "--report", "r"
+    )
     assert result.returncode == 1
     assert f"did you mean {data}?" in result.stderr
 
 
 def test_a_server_that_is_not_there_is_told(run_script, data, tmp_path):
-    result = run_script("finetune/evaluate.py", "--data", data, "--server", "http://127.0.0.1:9", "--report", tmp_path / "r")
+    result = run_script(
+        "finetune/evaluate.py", "--data", data, "--server", "http://127.0.0.1:9", "--report", tmp_path / "r"
+    )
     assert result.returncode == 1
     assert "can't be reached" in result.stderr and "launch_vllm.py" in result.stderr

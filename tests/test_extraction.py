@@ -13,8 +13,15 @@ LABELS = st.sampled_from(["place", "人物", "located in", "出生地"])
 ITEMS = {
     "NER": st.fixed_dictionaries({"text": NAMES, "type": LABELS}),
     "RE": st.fixed_dictionaries({"head": NAMES, "relation": LABELS, "tail": NAMES}),
-    "EE": st.fixed_dictionaries({"type": LABELS, "trigger": NAMES, "arguments": st.lists(
-        st.fixed_dictionaries({"text": NAMES.filter(lambda s: s != "NAN"), "role": LABELS}), max_size=3)}),
+    "EE": st.fixed_dictionaries(
+        {
+            "type": LABELS,
+            "trigger": NAMES,
+            "arguments": st.lists(
+                st.fixed_dictionaries({"text": NAMES.filter(lambda s: s != "NAN"), "role": LABELS}), max_size=3
+            ),
+        }
+    ),
 }
 
 
@@ -33,18 +40,31 @@ def test_what_is_written_is_read_back(task, form):
 PARIS = {"head": "Paris", "relation": "country", "tail": "France"}
 
 
-@pytest.mark.parametrize("answer", [
-    "(Paris,country,France)", "（Paris，country，France）", "[Paris,country,France]", "<Paris, country, France>",
-    "{Paris,country,France}", "[{'head': 'Paris', 'relation': 'country', 'tail': 'France'}]",
-    '{"head": "Paris", "relation": "country", "tail": "France"}', '{"country": [{"subject": "Paris", "object": "France"}]}',
-    "(Paris,country,France)(Paris,country,France)", "Sure: (Paris,country,France)\n(Lyon,coun",
-])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "(Paris,country,France)",
+        "（Paris，country，France）",
+        "[Paris,country,France]",
+        "<Paris, country, France>",
+        "{Paris,country,France}",
+        "[{'head': 'Paris', 'relation': 'country', 'tail': 'France'}]",
+        '{"head": "Paris", "relation": "country", "tail": "France"}',
+        '{"country": [{"subject": "Paris", "object": "France"}]}',
+        "(Paris,country,France)(Paris,country,France)",
+        "Sure: (Paris,country,France)\n(Lyon,coun",
+    ],
+)
 def test_a_triple_is_read_in_every_bracket_and_as_json(answer):
     assert parse("RE", answer).items == [PARIS]
 
 
 def test_an_event_is_read_with_its_arguments():
-    event = {"type": "旅行", "trigger": "去", "arguments": [{"text": "John", "role": "人员"}, {"text": "洛杉矶", "role": "地点"}]}
+    event = {
+        "type": "旅行",
+        "trigger": "去",
+        "arguments": [{"text": "John", "role": "人员"}, {"text": "洛杉矶", "role": "地点"}],
+    }
     assert parse("EE", "(去,旅行,[(John,人员),(洛杉矶,地点)])").items == [event]
 
 
@@ -102,7 +122,11 @@ def test_an_unparsable_answer_is_a_miss_and_is_counted():
 
 
 def test_events_are_scored_by_trigger_and_argument():
-    event = {"type": "trip", "trigger": "went", "arguments": [{"text": "John", "role": "who"}, {"text": "LA", "role": "where"}]}
+    event = {
+        "type": "trip",
+        "trigger": "went",
+        "arguments": [{"text": "John", "role": "who"}, {"text": "LA", "role": "where"}],
+    }
     cases = [case("EE", [event], schema=[{"type": "trip", "roles": ["who", "where"]}])]
     metrics = score(cases, ["(went,trip,[(John,who)])"])
     assert metrics["EE"]["trigger"]["f1"] == 1

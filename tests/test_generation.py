@@ -69,7 +69,7 @@ def test_braces_in_a_prompt_stay_as_they_are():
 
 def test_a_template_without_a_field_is_named(tmp_path):
     (tmp_path / "bad.json").write_text('{"prompt_input": ""}')
-    with pytest.raises(ValueError, match="bad.json: lacks prompt_no_input, response_split"):
+    with pytest.raises(ValueError, match=r"bad\.json: lacks prompt_no_input, response_split"):
         Prompter(str(tmp_path / "bad.json"))
 
 
@@ -79,13 +79,20 @@ def test_interactive_mode_changes_settings_and_streams(run_script, tiny_llama):
     from pathlib import Path
 
     script = Path(__file__).resolve().parents[1] / "examples/generate_finetune.py"
-    result = subprocess.run([sys.executable, script, "--base_model", tiny_llama, "--interactive", "--max_new_tokens", "5"],
-                            input="/temperature 0.7\n/nonsense 1\nHello\n\n", capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, script, "--base_model", tiny_llama, "--interactive", "--max_new_tokens", "5"],
+        input="/temperature 0.7\n/nonsense 1\nHello\n\n",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr
     assert "temperature=0.7" in result.stderr and "no setting nonsense" in result.stderr
 
 
 def test_published_cases_are_answered(run_script, tiny_llama):
-    result = run_script("examples/generate_lora.py", "--base_model", tiny_llama, "--run_ie_cases", "--max_new_tokens", 4)
+    result = run_script(
+        "examples/generate_lora.py", "--base_model", tiny_llama, "--run_ie_cases", "--max_new_tokens", 4
+    )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("### Response:") == 4

@@ -10,13 +10,30 @@ from knowlm.extraction.supervision import find_pieces, gold_relations, split_tex
 ENCYCLOPEDIA = Path(__file__).resolve().parents[1] / "finetune/data/encyclopedia"
 TABLES = {
     "types.tsv": ["id\tname_en\tname_zh", "place\tplace\t地点", "person\tperson\t人物"],
-    "relations.tsv": ["id\tname_en\tname_zh\thead_types\ttail_types", "located_in\tlocated in\t位于\tplace\tplace",
-                      "birthplace\tplace of birth\t出生地\tperson\tplace", "birth_year\tyear of birth\t出生年份\tperson\tyear"],
-    "entities.tsv": ["id\ttype\tname_en\taliases_en\tname_zh\taliases_zh", "paris\tplace\tParis\t\t巴黎\t",
-                     "paris_texas\tplace\tParis, Texas\tParis\t帕里斯\t", "texas\tplace\tTexas\t\t得克萨斯\t",
-                     "france\tplace\tFrance\t\t法国\t", "europe\tplace\tEurope\t\t欧洲\t", "hugo\tperson\tVictor Hugo\tHugo\t雨果\t"],
-    "triples.tsv": ["head\trelation\ttail", "paris\tlocated_in\tfrance", "france\tlocated_in\teurope",
-                    "paris\tlocated_in\teurope", "paris_texas\tlocated_in\ttexas", "hugo\tbirthplace\tparis", "hugo\tbirth_year\t1802"],
+    "relations.tsv": [
+        "id\tname_en\tname_zh\thead_types\ttail_types",
+        "located_in\tlocated in\t位于\tplace\tplace",
+        "birthplace\tplace of birth\t出生地\tperson\tplace",
+        "birth_year\tyear of birth\t出生年份\tperson\tyear",
+    ],
+    "entities.tsv": [
+        "id\ttype\tname_en\taliases_en\tname_zh\taliases_zh",
+        "paris\tplace\tParis\t\t巴黎\t",
+        "paris_texas\tplace\tParis, Texas\tParis\t帕里斯\t",
+        "texas\tplace\tTexas\t\t得克萨斯\t",
+        "france\tplace\tFrance\t\t法国\t",
+        "europe\tplace\tEurope\t\t欧洲\t",
+        "hugo\tperson\tVictor Hugo\tHugo\t雨果\t",
+    ],
+    "triples.tsv": [
+        "head\trelation\ttail",
+        "paris\tlocated_in\tfrance",
+        "france\tlocated_in\teurope",
+        "paris\tlocated_in\teurope",
+        "paris_texas\tlocated_in\ttexas",
+        "hugo\tbirthplace\tparis",
+        "hugo\tbirth_year\t1802",
+    ],
 }
 
 
@@ -48,8 +65,12 @@ def test_triples_are_found_in_both_directions_without_implied_ones(folder):
     article = {"title": "Paris", "text": "Hugo was born in 1802. In France and Europe, Paris is loved by Hugo."}
     [piece] = find_pieces(article, "english", graph, MentionFinder(graph, "english"), 100)
     found = {(t["head"], t["relation"], t["tail"]) for t in piece.triples}
-    assert found == {("hugo", "birth_year", "1802"), ("hugo", "birthplace", "paris"), ("paris", "located_in", "france"),
-                     ("france", "located_in", "europe")}
+    assert found == {
+        ("hugo", "birth_year", "1802"),
+        ("hugo", "birthplace", "paris"),
+        ("paris", "located_in", "france"),
+        ("france", "located_in", "europe"),
+    }
     for triple, item in zip(piece.triples, gold_relations(piece, graph), strict=True):
         assert piece.text[slice(*triple["head_span"])] == item["head"]
 
@@ -59,12 +80,19 @@ def test_chinese_years_and_names_are_found(folder):
     article = {"title": "雨果", "text": "雨果1802年生于巴黎。"}
     [piece] = find_pieces(article, "chinese", graph, MentionFinder(graph, "chinese"), 100)
     assert {(i["head"], i["relation"], i["tail"]) for i in gold_relations(piece, graph)} == {
-        ("雨果", "出生地", "巴黎"), ("雨果", "出生年份", "1802")}
+        ("雨果", "出生地", "巴黎"),
+        ("雨果", "出生年份", "1802"),
+    }
 
 
-@pytest.mark.parametrize(("row", "message"), [
-    ("paris\tlocated_in\tatlantis", "atlantis is not in entities.tsv"), ("paris\tloves\tfrance", "relation loves"),
-    ("paris\tbirthplace\tfrance", "paris is a place, which birthplace does not take")])
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("paris\tlocated_in\tatlantis", "atlantis is not in entities.tsv"),
+        ("paris\tloves\tfrance", "relation loves"),
+        ("paris\tbirthplace\tfrance", "paris is a place, which birthplace does not take"),
+    ],
+)
 def test_a_wrong_triple_is_named_by_line(folder, row, message):
     with (folder / "triples.tsv").open("a") as file:
         file.write(row + "\n")
@@ -85,8 +113,21 @@ def built(tmp_path_factory):
     script = ENCYCLOPEDIA.parents[1] / "kg2instructions.py"
     folders = [tmp_path_factory.mktemp("built") / "out" for _ in range(2)]
     for folder in folders:
-        subprocess.run([sys.executable, script, "--english", ENCYCLOPEDIA / "english.jsonl", "--chinese",
-                        ENCYCLOPEDIA / "chinese.jsonl", "--knowledge", ENCYCLOPEDIA, "--output_dir", folder], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                script,
+                "--english",
+                ENCYCLOPEDIA / "english.jsonl",
+                "--chinese",
+                ENCYCLOPEDIA / "chinese.jsonl",
+                "--knowledge",
+                ENCYCLOPEDIA,
+                "--output_dir",
+                folder,
+            ],
+            check=True,
+        )
     return folders
 
 
@@ -119,7 +160,10 @@ def test_every_answer_of_a_training_row_parses(built):
 def test_the_encyclopaedia_is_as_large_as_its_readme_says():
     graph = KnowledgeGraph(ENCYCLOPEDIA)
     assert graph.num_triples >= 2000
-    for language, size in (("english", lambda t: 60 <= len(t.split()) <= 150), ("chinese", lambda t: 100 <= len(t) <= 300)):
+    for language, size in (
+        ("english", lambda t: 60 <= len(t.split()) <= 150),
+        ("chinese", lambda t: 100 <= len(t) <= 300),
+    ):
         articles = [json.loads(line) for line in (ENCYCLOPEDIA / f"{language}.jsonl").read_text("utf-8").splitlines()]
         assert len(articles) >= 200
         assert all(size(article["text"]) for article in articles)

@@ -7,8 +7,10 @@ import pytest
 from knowlm.prompts import Prompter
 
 SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
-ROWS = [{"instruction": f"Say {word}.", "input": "" if n % 2 else "你好", "output": word}
-        for n, word in enumerate(["one", "two words", "三", "(a,b)"] * 4)]
+ROWS = [
+    {"instruction": f"Say {word}.", "input": "" if n % 2 else "你好", "output": word}
+    for n, word in enumerate(["one", "two words", "三", "(a,b)"] * 4)
+]
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +50,32 @@ def test_training_on_inputs_takes_the_loss_everywhere(finetune, tiny_tokenizer):
 
 
 def tune(run_script, base, data, out, *flags):
-    return run_script("finetune/lora/finetune.py", "--base_model", base, "--data_path", data, "--output_dir", out,
-                      "--batch_size", 4, "--micro_batch_size", 2, "--val_set_size", 4, "--lora_r", 4, "--num_epochs", 2,
-                      "--eval_steps", 3, "--save_steps", 3, "--warmup_steps", 1, *flags)
+    return run_script(
+        "finetune/lora/finetune.py",
+        "--base_model",
+        base,
+        "--data_path",
+        data,
+        "--output_dir",
+        out,
+        "--batch_size",
+        4,
+        "--micro_batch_size",
+        2,
+        "--val_set_size",
+        4,
+        "--lora_r",
+        4,
+        "--num_epochs",
+        2,
+        "--eval_steps",
+        3,
+        "--save_steps",
+        3,
+        "--warmup_steps",
+        1,
+        *flags,
+    )
 
 
 def test_tuning_writes_an_adapter_that_peft_loads(run_script, tiny_llama, data, tmp_path):
@@ -80,8 +105,10 @@ def test_int8_and_a_folder_of_data_work(run_script, tiny_llama, data, tmp_path):
     assert (tmp_path / "lora/adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--batch_size=5"], "given twice"), (["--cutof_len", "5"], "unrecognized arguments: --cutof_len")])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [(["--batch_size=5"], "given twice"), (["--cutof_len", "5"], "unrecognized arguments: --cutof_len")],
+)
 def test_a_wrong_flag_stops_at_once(run_script, tiny_llama, data, tmp_path, flags, message):
     result = tune(run_script, tiny_llama, data, tmp_path / "lora", *flags)
     assert result.returncode == 2 and message in result.stderr

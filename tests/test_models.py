@@ -17,18 +17,25 @@ def test_a_whole_folder_and_a_hub_name_pass(model):
 
 
 def test_a_missing_folder_says_how_to_get_one():
-    with pytest.raises(ValueError, match="no such model folder.*--default_model"):
+    with pytest.raises(ValueError, match=r"no such model folder.*--default_model"):
         check_model_folder("./nowhere")
 
 
-@pytest.mark.parametrize(("file", "content", "message"), [
-    ("config.json", None, "no config.json"),
-    ("config.json", "{", "not valid JSON"),
-    ("config.json", "{}", "names no model_type"),
-    ("model.safetensors", None, "holds no weights"),
-    ("model.safetensors", "cut", "damaged"),
-    ("model.safetensors.index.json", '{"weight_map": {"a": "model-2.safetensors"}}', "model-2.safetensors: missing"),
-])
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, "no config.json"),
+        ("config.json", "{", "not valid JSON"),
+        ("config.json", "{}", "names no model_type"),
+        ("model.safetensors", None, "holds no weights"),
+        ("model.safetensors", "cut", "damaged"),
+        (
+            "model.safetensors.index.json",
+            '{"weight_map": {"a": "model-2.safetensors"}}',
+            "model-2.safetensors: missing",
+        ),
+    ],
+)
 def test_a_broken_folder_is_told_by_file(model, file, content, message):
     (model / file).unlink(missing_ok=True)
     if content is not None:

@@ -14,9 +14,7 @@ def fewest_blocks(lengths: list[int], capacity: int) -> int:
     best = [0] * (len(lengths) + 1)
     for start in reversed(range(len(lengths))):
         options = [
-            1 + best[stop]
-            for stop in range(start + 1, len(lengths) + 1)
-            if sum(lengths[start:stop]) <= capacity
+            1 + best[stop] for stop in range(start + 1, len(lengths) + 1) if sum(lengths[start:stop]) <= capacity
         ]
         best[start] = min(options)
     return best[0]

@@ -17,14 +17,33 @@ TEXTS = [
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "texts.jsonl"
-    path.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS) + "\n", encoding="utf-8")
+    path.write_text(
+        "\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in TEXTS) + "\n", encoding="utf-8"
+    )
     return path
 
 
 def write(run_script, source, tokenizer, tmp_path, *flags):
-    result = run_script("pretrain/preprocess.py", "--mode", "write", "--file_path", source, "--language", "chinese",
-                        "--do_split_sentences", "--do_keep_newlines", "--tokenizer_path", tokenizer, "--save_path",
-                        tmp_path, "--save_prefix", "out", "--min_sample_tokens", 0, *flags)
+    result = run_script(
+        "pretrain/preprocess.py",
+        "--mode",
+        "write",
+        "--file_path",
+        source,
+        "--language",
+        "chinese",
+        "--do_split_sentences",
+        "--do_keep_newlines",
+        "--tokenizer_path",
+        tokenizer,
+        "--save_path",
+        tmp_path,
+        "--save_prefix",
+        "out",
+        "--min_sample_tokens",
+        0,
+        *flags,
+    )
     assert result.returncode == 0, result.stderr
     return Corpus(tmp_path / "out"), result
 
@@ -60,24 +79,41 @@ def test_bad_lines_are_counted_and_named(run_script, tiny_llama, tmp_path):
 
 
 def test_merge_refuses_what_is_no_list(run_script):
-    result = run_script("pretrain/preprocess.py", "--mode", "merge", "--merge_path_prefix", "__import__('os').getcwd()",
-                        "--new_path_prefix", "x")
+    result = run_script(
+        "pretrain/preprocess.py",
+        "--mode",
+        "merge",
+        "--merge_path_prefix",
+        "__import__('os').getcwd()",
+        "--new_path_prefix",
+        "x",
+    )
     assert result.returncode == 1
     assert "a list of str is needed" in result.stderr
 
 
 def test_read_shows_texts(run_script, source, tiny_llama, tmp_path):
     write(run_script, source, tiny_llama, tmp_path)
-    result = run_script("pretrain/preprocess.py", "--mode", "read", "--read_path_prefix", tmp_path / "out",
-                        "--tokenizer_path", tiny_llama)
+    result = run_script(
+        "pretrain/preprocess.py",
+        "--mode",
+        "read",
+        "--read_path_prefix",
+        tmp_path / "out",
+        "--tokenizer_path",
+        tiny_llama,
+    )
     assert "床前明月光" in result.stdout
 
 
-@pytest.mark.parametrize(("line", "text"), [
-    ("plain text", "plain text"),
-    ('{"title": "a", "content": "b"}', "a\nb"),
-    ('{"input": "a", "output": "b"}', "a\nb"),
-    ('{"instruction": "a", "output": "b"}', "a\nb"),
-])
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("plain text", "plain text"),
+        ('{"title": "a", "content": "b"}', "a\nb"),
+        ('{"input": "a", "output": "b"}', "a\nb"),
+        ('{"instruction": "a", "output": "b"}', "a\nb"),
+    ],
+)
 def test_the_published_fields_are_known(line, text):
     assert parse_document(line) == text

@@ -31,15 +31,36 @@ def corpus(tmp_path):
 
 
 def flags(model, corpus, out, *more):
-    return [REPOSITORY / "pretrain/train.py", "--model_name_or_path", model, "--data_path", corpus, "--output_dir", out,
-            "--per_device_train_batch_size", 4, "--learning_rate", 1e-2, "--logging_steps", 1, "--warmup_steps", 1, *more]
+    return [
+        REPOSITORY / "pretrain/train.py",
+        "--model_name_or_path",
+        model,
+        "--data_path",
+        corpus,
+        "--output_dir",
+        out,
+        "--per_device_train_batch_size",
+        4,
+        "--learning_rate",
+        1e-2,
+        "--logging_steps",
+        1,
+        "--warmup_steps",
+        1,
+        *more,
+    ]
 
 
 def train(*arguments, launcher=(sys.executable,), env=None, timeout=600):
     import os
 
-    return subprocess.run([*launcher, *map(str, flags(*arguments))], capture_output=True, text=True, timeout=timeout,
-                          env=os.environ | (env or {}))
+    return subprocess.run(
+        [*launcher, *map(str, flags(*arguments))],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | (env or {}),
+    )
 
 
 def weights_of(folder):
@@ -48,12 +69,26 @@ def weights_of(folder):
 
 
 def losses(folder, key="loss"):
-    return [entry[key] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"] if key in entry]
+    return [
+        entry[key] for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"] if key in entry
+    ]
 
 
 def test_training_lowers_the_held_out_loss_and_writes_a_model(tiny_llama, corpus, tmp_path):
-    result = train(tiny_llama, corpus, tmp_path / "out", "--eval_data_path", corpus, "--eval_strategy", "epoch",
-                   "--evaluation_strategy", "epoch", "--overwrite_output_dir", "--num_train_epochs", 2)
+    result = train(
+        tiny_llama,
+        corpus,
+        tmp_path / "out",
+        "--eval_data_path",
+        corpus,
+        "--eval_strategy",
+        "epoch",
+        "--evaluation_strategy",
+        "epoch",
+        "--overwrite_output_dir",
+        "--num_train_epochs",
+        2,
+    )
     assert result.returncode == 0, result.stderr
     held_out = losses(tmp_path / "out", "eval_loss")
     assert held_out[-1] < held_out[0]
@@ -76,8 +111,11 @@ def test_proportional_batches_train_and_must_sum_to_the_batch(tiny_llama, corpus
 def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
     more = ["--save_steps", 2, "--num_train_epochs", 6]
     assert train(tiny_llama, corpus, tmp_path / "whole", *more).returncode == 0
-    killed = subprocess.Popen([sys.executable, *map(str, flags(tiny_llama, corpus, tmp_path / "killed", *more))],
-                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    killed = subprocess.Popen(
+        [sys.executable, *map(str, flags(tiny_llama, corpus, tmp_path / "killed", *more))],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     deadline = time.monotonic() + 120
     while not last_whole_checkpoint(tmp_path / "killed") and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -96,8 +134,17 @@ def test_zero3_on_two_processes_trains_as_plain_two_processes_do(tiny_llama, cor
     more = ["--max_steps", 4, "--seed", 3]
     plain = train(tiny_llama, corpus, tmp_path / "plain", *more, launcher=[sys.executable, *launcher, "29611"], env=env)
     assert plain.returncode == 0, plain.stderr
-    zero3 = train(tiny_llama, corpus, tmp_path / "zero3", *more, "--deepspeed", REPOSITORY / "pretrain/configs/zero3.json",
-                  launcher=[sys.executable, *launcher, "29612"], env=env, timeout=900)
+    zero3 = train(
+        tiny_llama,
+        corpus,
+        tmp_path / "zero3",
+        *more,
+        "--deepspeed",
+        REPOSITORY / "pretrain/configs/zero3.json",
+        launcher=[sys.executable, *launcher, "29612"],
+        env=env,
+        timeout=900,
+    )
     assert zero3.returncode == 0, zero3.stderr
     assert losses(tmp_path / "zero3") == pytest.approx(losses(tmp_path / "plain"), abs=1e-3)
     expected, got = weights_of(tmp_path / "plain"), weights_of(tmp_path / "zero3")
@@ -135,9 +182,15 @@ def test_a_half_written_checkpoint_is_not_resumed(tmp_path):
     shutil.rmtree(tmp_path / "checkpoint-10")
 
 
-@pytest.mark.parametrize(("old", "new"), [
-    (["--warmup_ratio", "0.1"], ["--warmup_steps", "0.1"]), (["--no_cuda", "True"], ["--use_cpu", "True"]),
-    (["--overwrite_output_dir", "--seed", "1"], ["--seed", "1"]), (["--logging_dir=x"], []),
-    (["--evaluation_strategy=steps"], ["--eval_strategy=steps"])])
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["--warmup_ratio", "0.1"], ["--warmup_steps", "0.1"]),
+        (["--no_cuda", "True"], ["--use_cpu", "True"]),
+        (["--overwrite_output_dir", "--seed", "1"], ["--seed", "1"]),
+        (["--logging_dir=x"], []),
+        (["--evaluation_strategy=steps"], ["--eval_strategy=steps"]),
+    ],
+)
 def test_flags_of_2023_are_translated(old, new):
     assert translate_flags(old) == new

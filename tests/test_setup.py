@@ -50,9 +50,17 @@ def test_a_full_disk_is_told_before_anything_is_made(checkout):
 
 
 def test_no_network_is_told_in_one_line_and_can_be_repeated(checkout):
-    offline = {"PIP_CONFIG_FILE": os.devnull, "PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_FIND_LINKS": "",
-               "PIP_EXTRA_INDEX_URL": "", "PIP_RETRIES": "0", "PIP_NO_CACHE_DIR": "1", "KNOWLM_DEVICE": "cpu",
-               "HTTPS_PROXY": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
+    offline = {
+        "PIP_CONFIG_FILE": os.devnull,
+        "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+        "PIP_FIND_LINKS": "",
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_RETRIES": "0",
+        "PIP_NO_CACHE_DIR": "1",
+        "KNOWLM_DEVICE": "cpu",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "https_proxy": "http://127.0.0.1:9",
+    }
     for _ in range(2):
         result = run(checkout, **offline)
         assert result.returncode == 1
@@ -69,8 +77,13 @@ def test_an_unknown_argument_is_refused(checkout):
 def test_a_second_set_up_does_nothing(checkout):
     (checkout / ".venv").mkdir()
     assert "Python 3.11 is needed" in run(checkout, PATH=f"{checkout / 'bin'}:/usr/bin:/bin", PYTHON="false").stderr
-    checksum = subprocess.run("cat requirements.lock requirements.txt | cksum | cut -d' ' -f1", shell=True, cwd=checkout,
-                              capture_output=True, text=True).stdout.strip()
+    checksum = subprocess.run(
+        "cat requirements.lock requirements.txt | cksum | cut -d' ' -f1",
+        shell=True,
+        cwd=checkout,
+        capture_output=True,
+        text=True,
+    ).stdout.strip()
     (checkout / f".venv/installed-cpu-{checksum}").touch()
     result = run(checkout, KNOWLM_DEVICE="cpu", PYTHON="false")
     assert (result.returncode, result.stderr) == (0, "")

@@ -60,7 +60,9 @@ def test_plain_recovery_is_off_by_a_rounding(run_script, pair, tmp_path):
     expected, got = weights_of(tuned), weights_of(recovered)
     assert all(torch.allclose(got[name], expected[name], rtol=0, atol=1e-7) for name in expected)
     difference = weights_of(tmp_path / "diff")
-    assert torch.equal(difference["model.norm.weight"], expected["model.norm.weight"] - weights_of(raw)["model.norm.weight"])
+    assert torch.equal(
+        difference["model.norm.weight"], expected["model.norm.weight"] - weights_of(raw)["model.norm.weight"]
+    )
 
 
 def test_a_recovered_model_loads_and_keeps_its_tokenizer(run_script, pair, tmp_path):
@@ -78,8 +80,10 @@ def test_sharded_pickles_of_2023_are_read(pair, run_script, tmp_path):
     weights = load_file(tuned / "model.safetensors")
     names = sorted(weights)
     torch.save({name: weights[name] for name in names[:5]}, old / "pytorch_model-00001-of-00002.bin")
-    torch.save({name: weights[name] for name in names[5:]} | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)},
-               old / "pytorch_model-00002-of-00002.bin")
+    torch.save(
+        {name: weights[name] for name in names[5:]} | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)},
+        old / "pytorch_model-00002-of-00002.bin",
+    )
     shutil.copy(tuned / "config.json", old)
     recovered = diff_and_recover(run_script, raw, old, tmp_path, "--exact")
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(recovered).items())
@@ -95,7 +99,9 @@ def test_large_models_are_written_in_shards(pair, tmp_path, monkeypatch):
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path / "new").items())
     from transformers import AutoModelForCausalLM
 
-    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "new").lm_head.weight, expected["lm_head.weight"])
+    assert torch.equal(
+        AutoModelForCausalLM.from_pretrained(tmp_path / "new").lm_head.weight, expected["lm_head.weight"]
+    )
 
 
 def test_a_wrong_sum_is_an_error(run_script, pair, tmp_path):
@@ -106,8 +112,9 @@ def test_a_wrong_sum_is_an_error(run_script, pair, tmp_path):
     assert result.returncode == 1
     assert "94052.2891 is expected" in result.stderr
     total = sum(w.double().sum().item() for w in weights_of(tmp_path / "one").values())
-    result = run_script("tools/weight_diff.py", *arguments, tmp_path / "two", "--check_integrity_naively",
-                        "--expected_sum", total)
+    result = run_script(
+        "tools/weight_diff.py", *arguments, tmp_path / "two", "--check_integrity_naively", "--expected_sum", total
+    )
     assert result.returncode == 0, result.stderr
 
 
@@ -118,8 +125,16 @@ def test_another_base_is_named(run_script, pair, tmp_path):
     weights = load_file(other / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(3)
     save_file(weights, other / "model.safetensors")
-    result = run_script("tools/weight_diff.py", "make_diff", "--path_raw", other, "--path_tuned", tuned, "--path_diff",
-                        tmp_path / "diff")
+    result = run_script(
+        "tools/weight_diff.py",
+        "make_diff",
+        "--path_raw",
+        other,
+        "--path_tuned",
+        tuned,
+        "--path_diff",
+        tmp_path / "diff",
+    )
     assert result.returncode == 1
     assert "model.norm.weight: shape (3,)" in result.stderr
     assert not (tmp_path / "diff").exists()
@@ -134,8 +149,16 @@ def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_
     bad.mkdir()
     torch.save({"model.norm.weight": Evil()}, bad / "pytorch_model.bin")
     shutil.copy(pair[0] / "config.json", bad)
-    result = run_script("tools/weight_diff.py", "make_diff", "--path_raw", pair[0], "--path_tuned", bad, "--path_diff",
-                        tmp_path / "diff")
+    result = run_script(
+        "tools/weight_diff.py",
+        "make_diff",
+        "--path_raw",
+        pair[0],
+        "--path_tuned",
+        bad,
+        "--path_diff",
+        tmp_path / "diff",
+    )
     assert result.returncode == 1
     assert "nothing of it was run" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
@@ -144,40 +167,74 @@ def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_
 def test_an_output_that_exists_is_not_overwritten(run_script, pair, tmp_path):
     (tmp_path / "diff").mkdir()
     (tmp_path / "diff/mine.txt").write_text("x")
-    result = run_script("tools/weight_diff.py", "make_diff", "--path_raw", pair[0], "--path_tuned", pair[1],
-                        "--path_diff", tmp_path / "diff")
+    result = run_script(
+        "tools/weight_diff.py",
+        "make_diff",
+        "--path_raw",
+        pair[0],
+        "--path_tuned",
+        pair[1],
+        "--path_diff",
+        tmp_path / "diff",
+    )
     assert result.returncode == 1
     assert "already exists" in result.stderr
 
 
-@pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5}}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5}}]
+)
 def test_merging_equals_pefts_own(run_script, tiny_llama, tmp_path, settings):
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), LoraConfig(
-        r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **settings))
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_llama),
+        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **settings),
+    )
     model.save_pretrained(tmp_path / "lora")
-    result = run_script("tools/weight_diff.py", "merge", "--path_zhixi", tiny_llama, "--path_lora", tmp_path / "lora",
-                        "--path_sfted", tmp_path / "merged")
+    result = run_script(
+        "tools/weight_diff.py",
+        "merge",
+        "--path_zhixi",
+        tiny_llama,
+        "--path_lora",
+        tmp_path / "lora",
+        "--path_sfted",
+        tmp_path / "merged",
+    )
     assert result.returncode == 0, result.stderr
     base = AutoModelForCausalLM.from_pretrained(tiny_llama)
     expected = PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload().state_dict()
     merged = weights_of(tmp_path / "merged")
     assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in merged)
-    assert not torch.equal(merged["model.layers.0.self_attn.q_proj.weight"],
-                           weights_of(tiny_llama)["model.layers.0.self_attn.q_proj.weight"])
+    assert not torch.equal(
+        merged["model.layers.0.self_attn.q_proj.weight"],
+        weights_of(tiny_llama)["model.layers.0.self_attn.q_proj.weight"],
+    )
 
 
 def test_an_adapter_of_another_model_is_refused(run_script, tiny_llama, tmp_path):
     (tmp_path / "lora").mkdir()
-    save_file({"base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(2, 64),
-               "base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight": torch.ones(128, 2)},
-              tmp_path / "lora/adapter_model.safetensors")
+    save_file(
+        {
+            "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(2, 64),
+            "base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight": torch.ones(128, 2),
+        },
+        tmp_path / "lora/adapter_model.safetensors",
+    )
     (tmp_path / "lora/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
-    result = run_script("tools/weight_diff.py", "merge", "--path_zhixi", tiny_llama, "--path_lora", tmp_path / "lora",
-                        "--path_sfted", tmp_path / "merged")
+    result = run_script(
+        "tools/weight_diff.py",
+        "merge",
+        "--path_zhixi",
+        tiny_llama,
+        "--path_lora",
+        tmp_path / "lora",
+        "--path_sfted",
+        tmp_path / "merged",
+    )
     assert result.returncode == 1
     assert "layers.9" in result.stderr and "another base" in result.stderr
     assert not (tmp_path / "merged").exists()

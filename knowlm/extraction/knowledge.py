@@ -25,7 +25,9 @@ class Mention:
 
 
 class KnowledgeGraph:
-    """``entities.tsv``, ``triples.tsv``, ``relations.tsv`` and ``types.tsv`` of a folder; their columns are in its README.
+    """``entities.tsv``, ``triples.tsv``, ``relations.tsv`` and ``types.tsv`` of a folder.
+
+    The columns are those of ``finetune/data/encyclopedia``, whose README tells them.
 
     Raises ValueError naming file and line at an unknown id or a type that the relation doesn't take.
     """

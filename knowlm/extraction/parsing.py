@@ -119,7 +119,7 @@ def _from_groups(task: str, answer: str, labels: set[str]) -> list[dict]:
 
 
 def _outer_groups(structure: str, text: str) -> list[tuple[str, str]]:
-    """The insides of outermost bracket pairs: as structure (ASCII brackets) and as text, character by character alike."""
+    """The insides of outermost bracket pairs: as structure (in ASCII brackets) and as text, equally long."""
     groups, depth, start = [], 0, 0
     for i, mark in enumerate(structure):
         if mark in OPEN:

@@ -39,8 +39,8 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000) 
 
     cases: ``{"id", "task", "language", "schema", "input", "gold"}``, see the package.
     Returns ``{"NER": {...}, "RE": {...}, "EE": {"trigger": {...}, "argument": {...}}, "unparsable": share, ...}``,
-    each with precision, recall, f1, a 95 % bootstrap interval of f1 over cases, and a table by label. An answer that can't
-    be read counts as a miss.
+    each with precision, recall, f1, a 95 % bootstrap interval of f1 over cases, and a table by label.
+    An answer that can't be read counts as a miss.
     """
     per_case: dict[str, list[Counts]] = {}
     by_label: dict[str, dict[str, list[int]]] = {}
