@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import socket
 import sys
+import time
 import traceback
 from pathlib import Path
 from threading import Thread
@@ -23,17 +24,12 @@ from uuid import uuid4
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
-from starlette.routing import Route
 
 from knowlm.cli import ArgumentParser, run
 from knowlm.models import check_model_folder
 from knowlm.prompts import Prompter
-
-# vLLM and FastAPI are imported in functions: vLLM's processes import this file again.
-
-MAX_BODY_BYTES = 1 << 20  # a longer request is refused unread
 
 
 class Parameters(BaseModel):  # the defaults are vLLM's own, except for max_tokens
@@ -55,10 +51,9 @@ class Question(BaseModel):  # the body of POST /generate
 
 def main() -> None:
     own, engine_flags = parse_own_flags()
-    prompter = Prompter(own.template_path)
     check_model_folder(own.model)
     with open_port(own.host, own.port) as listener:
-        service = Service(parse_engine_flags(["--model", own.model, *engine_flags]), prompter)
+        service = Service(Prompter(own.template_path), parse_engine_flags(["--model", own.model, *engine_flags]))
         try:
             asyncio.run(service.run(listener))
         finally:
@@ -74,11 +69,7 @@ def parse_own_flags() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8090, help="port to listen on; 0: any free one (default: 8090)")
     parser.add_argument(
-        "--template_path",
-        "--template-path",
-        default="alpaca",
-        metavar="TEMPLATE",
-        help="prompt template: a name in knowlm/templates or a path (default: alpaca)",
+        "--template_path", "--template-path", default="alpaca", help="prompt template (default: alpaca)"
     )
     parser.add_argument("--use-np-weights", "--use_np_weights", action="store_true", help="ignored; vLLM dropped it")
     args, rest = parser.parse_known_args()
@@ -106,29 +97,21 @@ def parse_engine_flags(flags: list[str]):
     parser = FlexibleArgumentParser(allow_abbrev=False)
     parser.error = ArgumentParser("").error
     args = AsyncEngineArgs.add_cli_args(parser).parse_args(flags)
-    if current_platform.is_cpu():
-        choose_for_cpu(args)
+    if current_platform.is_cpu():  # where vLLM chooses badly by itself
+        args.kv_cache_memory_bytes = args.kv_cache_memory_bytes or 1 << 30  # else nine tenths of the memory
+        args.max_model_len = args.max_model_len or -1  # the model's own, or less where that cache is too small
+        ranks = args.tensor_parallel_size * args.pipeline_parallel_size
+        if ranks > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # else each needs a NUMA node of its own
+            cores = sorted(map(str, os.sched_getaffinity(0)))
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(cores[r::ranks] or cores) for r in range(ranks))
     return AsyncEngineArgs.from_cli_args(args)
-
-
-def choose_for_cpu(args: argparse.Namespace) -> None:
-    """What vLLM chooses badly without a GPU, unless a flag or the environment has chosen."""
-    if args.kv_cache_memory_bytes is None and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-        args.kv_cache_memory_bytes = 1 << 30  # by itself vLLM takes nine tenths of the memory
-    if args.max_model_len is None:
-        args.max_model_len = -1  # the model's own length, or less where the cache is too small for it
-    ranks = args.tensor_parallel_size * args.pipeline_parallel_size
-    if ranks > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # vLLM would want a NUMA node for each
-        cores = sorted(os.sched_getaffinity(0))
-        shares = [cores[rank::ranks] or cores for rank in range(ranks)]  # written as 0,2|1,3
-        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(map(str, share)) for share in shares)
 
 
 class Service:
     """The HTTP server, and the engine, which a thread loads while /is_ready answers false."""
 
-    def __init__(self, engine_args, prompter: Prompter):
-        self.engine_args, self.prompter = engine_args, prompter
+    def __init__(self, prompter: Prompter, engine_args):
+        self.prompter, self.engine_args = prompter, engine_args
         self.engine: Any = None
         self.failure = ""  # what went wrong with the engine
         self.loader = Thread(target=self.load_engine, daemon=True)
@@ -146,8 +129,9 @@ class Service:
         import uvicorn
         from fastapi import FastAPI
 
-        app = FastAPI(routes=[Route("/generate", self.answer, methods=["POST"])])
+        app = FastAPI()
         app.get("/is_ready")(self.is_ready)
+        app.post("/generate")(self.answer)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))  # seconds
         watching = asyncio.create_task(self.watch_engine(server, listener))
         await server.serve(sockets=[listener])
@@ -166,14 +150,13 @@ class Service:
             )
             while self.is_ready():
                 await asyncio.sleep(0.1)
-            if not server.should_exit:  # Ctrl-C reaches the engine's processes too
-                self.failure = "the engine died; start again, with VLLM_LOGGING_LEVEL=INFO to see more"
+            self.failure = "the engine died; start again, with VLLM_LOGGING_LEVEL=INFO to see more"
         server.should_exit = True
 
     def is_ready(self) -> bool:
         return bool(self.engine) and not self.engine.errored
 
-    async def answer(self, request) -> JSONResponse:
+    async def answer(self, request: Request) -> JSONResponse:
         """POST /generate, with its three keys whatever goes wrong."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
@@ -181,7 +164,9 @@ class Service:
         try:
             if not self.is_ready():
                 raise EngineDeadError
-            question = Question.model_validate_json(await read_body(request))
+            if int(request.headers.get("content-length", 1 << 30)) > 1 << 20:
+                raise ValueError("a request states its Content-Length, and that is at most 1 MiB")
+            question = Question.model_validate_json(await request.body())
             output = await self.generate(request, *await asyncio.to_thread(self.prepare, question))
             text, count = output.text.strip(), len(output.token_ids)
             return JSONResponse({"generated_text": text, "num_output_tokens_cf": count, "error": None})
@@ -216,7 +201,7 @@ class Service:
             )
         return ids, SamplingParams(**wanted, output_kind=RequestOutputKind.FINAL_ONLY)
 
-    async def generate(self, request, ids: list[int], params):
+    async def generate(self, request: Request, ids: list[int], params):
         """vLLM's CompletionOutput. When the client leaves early, its place in the engine is freed."""
         request_id = uuid4().hex
 
@@ -248,13 +233,16 @@ class Service:
             self.engine = None  # else Python's end ends it again, and complains
 
 
-async def read_body(request) -> bytes:
-    body = b""
-    async for chunk in request.stream():
-        if len(body := body + chunk) > MAX_BODY_BYTES:
-            raise ValueError(f"the request is longer than {MAX_BODY_BYTES} bytes")
-    return body
+def follow_server() -> None:
+    """In vLLM's processes, which import this file again: leave Ctrl-C to the server, and end if it is killed."""
+    os.setpgrp()
+    server = os.getppid()
+    while os.getppid() == server:
+        time.sleep(1)
+    os._exit(1)
 
 
+if __name__ == "__mp_main__":
+    Thread(target=follow_server, daemon=True).start()
 if __name__ == "__main__":
     run(main)

@@ -42,7 +42,7 @@ def check_safetensors(file: Path) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, "pt"):
+        with safe_open(file, "np"):
             pass
     except SafetensorError as error:
         raise ValueError(f"{file}: damaged ({error}); download or make it again") from None

@@ -1,5 +1,6 @@
 """The one prompt template reader: tuning, generation and serving build the same prompt."""
 
+import re
 from pathlib import Path
 
 from knowlm.files import read_json
@@ -28,7 +29,8 @@ class Prompter:
         True
         """
         text = self.template["prompt_input" if input else "prompt_no_input"]
-        return text.replace("{instruction}", instruction).replace("{input}", input or "")
+        values = {"{instruction}": instruction, "{input}": input or ""}
+        return re.sub(r"\{instruction\}|\{input\}", lambda match: values[match[0]], text)
 
     def response(self, text: str) -> str:
         """The answer within a text that still holds its prompt."""

