@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ def run(main: Callable[[], Any]) -> None:
     """
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers heeds it too
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it misses a kernel that we don't ask for
     if not (shutil.which("nvidia-smi") or shutil.which("rocm-smi")):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # spares DeepSpeed's warning on stdout
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that a stopped run cleans up after itself
