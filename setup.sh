@@ -25,7 +25,8 @@ find_python() {
 install() {
     local total=$1 log=.venv/setup.log
     shift
-    if .venv/bin/pip install --disable-pip-version-check --no-compile --retries 2 --timeout 60 "$@" 2>&1 | tee "$log" |
+    export PIP_RETRIES=${PIP_RETRIES:-2} PIP_DEFAULT_TIMEOUT=${PIP_DEFAULT_TIMEOUT:-60}
+    if .venv/bin/pip install --disable-pip-version-check --no-compile "$@" 2>&1 | tee "$log" |
         awk -v total="$total" -v tty="$([ -t 2 ] && echo 1)" '
             /^Collecting/ { n++; if (tty) printf "\r  %d of %d packages  ", n, total > "/dev/stderr"
                             else if (n % 50 == 0) print "  " n " of " total " packages" > "/dev/stderr" }

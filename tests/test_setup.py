@@ -76,7 +76,6 @@ def test_an_unknown_argument_is_refused(checkout):
 
 def test_a_second_set_up_does_nothing(checkout):
     (checkout / ".venv").mkdir()
-    assert "Python 3.11 is needed" in run(checkout, PATH=f"{checkout / 'bin'}:/usr/bin:/bin", PYTHON="false").stderr
     checksum = subprocess.run(
         "cat requirements.lock requirements.txt | cksum | cut -d' ' -f1",
         shell=True,
