@@ -34,6 +34,7 @@ def main() -> None:
     args = parse_args()
     require_new(args.output_dir)
     graph = KnowledgeGraph(args.knowledge)
+    graph.ask_only(filter(None, args.relations.split(",")), filter(None, args.types.split(",")))
     pieces = [
         piece
         for language in ("english", "chinese")
@@ -80,6 +81,8 @@ def parse_args():
     parser.add_argument("--knowledge", required=True, help="folder of the knowledge graph")
     parser.add_argument("--output_dir", required=True, help="new folder for the results")
     parser.add_argument("--tasks", default="NER,RE", help="comma-separated, of NER and RE (default: both)")
+    parser.add_argument("--relations", default="", help="ids of relations to ask for, comma-separated (default: all)")
+    parser.add_argument("--types", default="", help="ids of entity types to ask for, comma-separated (default: all)")
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are written (default: tuple)")
     parser.add_argument("--wordings", type=int, default=3, help="different wordings of an instruction (default: 3)")
     parser.add_argument(

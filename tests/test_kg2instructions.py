@@ -100,6 +100,16 @@ def test_a_wrong_triple_is_named_by_line(folder, row, message):
         KnowledgeGraph(folder)
 
 
+def test_only_the_wanted_relations_are_matched(folder):
+    graph = KnowledgeGraph(folder)
+    graph.ask_only(relations=["birthplace"])
+    article = {"title": "Paris", "text": "Hugo was born in 1802 in Paris, France."}
+    [piece] = find_pieces(article, "english", graph, MentionFinder(graph, "english"), 100)
+    assert [(t["head"], t["relation"], t["tail"]) for t in piece.triples] == [("hugo", "birthplace", "paris")]
+    with pytest.raises(ValueError, match=r"relations\.tsv: has no loves"):
+        graph.ask_only(relations=["loves"])
+
+
 def test_pieces_are_whole_sentences():
     assert split_text("One two. Three four. Five.", "english", 4) == ["One two. Three four.", "Five."]
 

@@ -63,6 +63,22 @@ class KnowledgeGraph:
         with require_file(self.folder / name).open(encoding="utf-8", newline="") as file:
             return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
+    def ask_only(self, relations: Iterable[str] = (), types: Iterable[str] = ()) -> None:
+        """Keep only these relations and entity types to ask for; none given keeps all. Disambiguation still sees all.
+
+        Raises ValueError on one that the graph doesn't have.
+        """
+        for kind, wanted in (("relations", set(relations)), ("types", set(types))):
+            known = getattr(self, kind)
+            if wanted - known.keys():
+                raise ValueError(
+                    f"{self.folder / kind}.tsv: has no {sorted(wanted - known.keys())[0]}; it has {', '.join(known)}"
+                )
+            if wanted:
+                setattr(self, kind, {name: row for name, row in known.items() if name in wanted})
+        for pair, between in self.relations_between.items():
+            self.relations_between[pair] = [relation for relation in between if relation in self.relations]
+
     @cached_property
     def num_triples(self) -> int:
         return sum(map(len, self.relations_between.values()))

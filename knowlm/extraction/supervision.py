@@ -100,7 +100,7 @@ def gold_entities(piece: Piece, graph: KnowledgeGraph) -> list[dict]:
     items: dict[tuple[str, str], dict] = {}
     for mention, entity in piece.entities:
         kind = graph.entities[entity]["type"] if entity in graph.entities else None
-        if kind and kind not in UNTYPED:
+        if kind in graph.types and kind not in UNTYPED:
             item = {
                 "text": piece.text[mention.start : mention.stop],
                 "type": graph.label("types", kind, piece.language),
