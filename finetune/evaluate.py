@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.forms import FORMS, TASKS, render, write_answer
-from knowlm.extraction.scoring import score
+from knowlm.extraction.scoring import elements, score
 from knowlm.files import read_records, write_json, write_jsonl, write_text
 
 
@@ -81,11 +81,21 @@ def read_cases(path: str) -> list[dict]:
             raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
         if case["task"] not in TASKS or case["language"] not in ("english", "chinese"):
             raise ValueError(f"{where}: task is one of {', '.join(TASKS)}, language english or chinese")
+        if not isinstance(case["id"], str | int) or not isinstance(case["input"], str):
+            raise ValueError(f"{where}: id and input must be texts")
         try:
-            write_answer(case["task"], case["gold"])
+            written = json.loads(write_answer(case["task"], case["gold"], "json"))
+            parsed = elements(case["task"], written)
+            right = isinstance(case["schema"], list) and all(
+                isinstance(part, str) for counter in parsed.values() for element in counter for part in element
+            )
             render(case["task"], case["schema"], "tuple", case["language"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{where}: gold or schema is not of the form in --help ({error!r})") from None
+        except (KeyError, TypeError, AttributeError):
+            right = False
+        if not right:
+            raise ValueError(f"{where}: gold or schema is not of the form that finetune/README.md shows")
+    if len({case["id"] for case in cases}) < len(cases):
+        raise ValueError(f"{path}: two cases have the same id; give each its own")
     if not cases:
         raise ValueError(f"{path}: holds no cases")
     return cases

@@ -167,5 +167,10 @@ def _header(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], sizes: Map
 def copy_settings(source: Path, target: Path) -> None:
     """Copy config, generation config and tokenizer files: everything small that is no weight."""
     for file in sorted(source.iterdir()):
-        if file.is_file() and file.suffix in (".json", ".model", ".jinja", ".txt") and "index" not in file.name:
+        if (
+            file.is_file()
+            and file.suffix in (".json", ".model", ".jinja", ".txt")
+            and "index" not in file.name
+            and file.name != "trainer_state.json"
+        ):
             shutil.copyfile(file, target / file.name)

@@ -27,8 +27,8 @@ COMMANDS = [
 INSTEAD = {
     "GPUS=8": "GPUS=2",
     "NODES=3 HOSTFILE=host.txt ": "",
-    "./data/merged ./pretrained": "./data/merged ./pretrained2 --fp16 False --max_steps 1",
-    "train.json ./my-lora": "train.json ./my-lora2 --num_epochs 0.1 --val_set_size 16",
+    "./cluster-pretrained": "./cluster-pretrained --fp16 False --max_steps 1",
+    "./cluster-lora": "./cluster-lora --num_epochs 0.1 --val_set_size 16",
     "--val_set_size 100": "--val_set_size 100 --num_epochs 0.3",
     "--report ./report": "--report ./report --max_new_tokens 4",
 }
@@ -124,9 +124,7 @@ def test_the_command_works_as_written(house, command):
         servers.append(start(command, "http://127.0.0.1:8090/is_ready", "true", folder, environment))
         return
     for written, done in INSTEAD.items():
-        command = (
-            command.replace(written, done) if written != "--val_set_size 100" or "./my-lora " in command else command
-        )
+        command = command.replace(written, done)
     if any(script in command for script in LONG_ANSWERS):
         command += " --max_new_tokens 4"
     result = subprocess.run(

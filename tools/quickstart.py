@@ -42,7 +42,8 @@ class Step:
 
 def main() -> None:
     args = parse_args()
-    out = Path(args.output_dir).absolute()
+    name = f"quickstart-{Path(args.base_model).absolute().name}" if args.base_model else "quickstart"
+    out = Path(args.output_dir or ROOT / "runs" / name).absolute()
     if args.base_model:
         check_model_folder(args.base_model)
     base = Path(args.base_model).absolute() if args.base_model else out / "base"
@@ -68,7 +69,9 @@ def main() -> None:
 def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--base_model", help="Hugging Face folder of a LLaMA-like model (default: SmolLM2-135M)")
-    parser.add_argument("--output_dir", default=str(ROOT / "runs" / "quickstart"), help="folder for everything made")
+    parser.add_argument(
+        "--output_dir", help="folder for everything made (default: runs/quickstart, and -NAME for a model of yours)"
+    )
     then = parser.add_mutually_exclusive_group()
     then.add_argument("--serve", action="store_true", help="then serve the merged model with vLLM on port 8090")
     then.add_argument("--web", action="store_true", help="then open the LoRA page on port 7860")

@@ -88,7 +88,8 @@ def relative(path: Path) -> Path:
 
 
 def shortened(text: str) -> str:
-    return " ".join(text.split())[:60]
+    words = " ".join(text.split())
+    return (words if len(words) <= 60 else words[:60] + " …").replace("\ufffd", "")  # a character that was cut off
 
 
 def report(metrics: dict) -> str:

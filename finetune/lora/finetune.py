@@ -35,7 +35,7 @@ def main(
     num_epochs: Annotated[float, "passes over the data"] = 3,
     learning_rate: Annotated[float, "peak learning rate"] = 3e-4,
     cutoff_len: Annotated[int, "most tokens of an example; more are cut off and counted"] = 512,
-    val_set_size: Annotated[int, "examples held out for the validation loss; 0: none"] = 2000,
+    val_set_size: Annotated[int, "examples held out for the validation loss, at most a tenth; 0: none"] = 2000,
     lora_r: Annotated[int, "rank"] = 16,
     lora_alpha: Annotated[int, "scale; the adapter counts alpha / r"] = 32,
     lora_dropout: Annotated[float, "dropout before the adapter"] = 0.05,
@@ -58,10 +58,14 @@ def main(
 ) -> None:
     check_model_folder(str(base_model))
     rows = read_rows(str(data_path))
-    if not 0 <= val_set_size < len(rows):
-        raise ValueError(
-            f"--val_set_size {val_set_size}: {data_path} has {len(rows)} examples; choose fewer, or 0 for none"
+    if val_set_size < 0:
+        raise ValueError(f"--val_set_size {val_set_size}: must be 0 (none) or more")
+    if val_set_size > len(rows) // 10:
+        print(
+            f"--val_set_size {val_set_size} is over a tenth of {len(rows)} examples: {len(rows) // 10} held out",
+            file=sys.stderr,
         )
+        val_set_size = len(rows) // 10
     processes = int(os.environ.get("WORLD_SIZE", 1))
     accumulation = batch_size // (micro_batch_size * processes)
     if accumulation * micro_batch_size * processes != batch_size:
