@@ -6,6 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ./setup.sh --dev
+export PATH="$PWD/.venv/bin:$PATH" # as in an activated environment: DeepSpeed builds with its ninja
 browser=(chromium fonts-noto-cjk)
 if ! command -v chromium >/dev/null; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
