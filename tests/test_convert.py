@@ -13,6 +13,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import convert_llama_weights_to_hf as convert
 
+pytestmark = pytest.mark.slow
 VOCABULARY = 32000
 MULTI_HEAD = {"dim": 64, "n_layers": 2, "n_heads": 4, "norm_eps": 1e-6, "multiple_of": 32, "vocab_size": -1}
 GROUPED = {"dim": 64, "n_layers": 2, "n_heads": 16, "n_kv_heads": 8, "norm_eps": 1e-5, "multiple_of": 32}

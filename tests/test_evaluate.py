@@ -56,6 +56,7 @@ def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
     assert (metrics["RE"]["f1"], metrics["NER"]["f1"], metrics["unparsable"]) == (1, 0, 0.5)
 
 
+@pytest.mark.slow
 def test_a_model_is_scored(run_script, data, tiny_llama, tmp_path):
     result = run_script(
         "finetune/evaluate.py",

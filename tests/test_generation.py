@@ -74,6 +74,7 @@ def test_a_template_without_a_field_is_named(tmp_path):
         Prompter(str(tmp_path / "bad.json"))
 
 
+@pytest.mark.slow
 def test_interactive_mode_changes_settings_and_streams(run_script, tiny_llama):
     import subprocess
     import sys
@@ -91,6 +92,7 @@ def test_interactive_mode_changes_settings_and_streams(run_script, tiny_llama):
     assert "temperature=0.7" in result.stderr and "no setting nonsense" in result.stderr
 
 
+@pytest.mark.slow
 def test_published_cases_are_answered(run_script, tiny_llama):
     result = run_script(
         "examples/generate_lora.py", "--base_model", tiny_llama, "--run_ie_cases", "--max_new_tokens", 4

@@ -6,6 +6,7 @@ import pytest
 
 from knowlm.prompts import Prompter
 
+pytestmark = pytest.mark.slow  # most tests start a script that imports torch
 SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
 ROWS = [
     {"instruction": f"Say {word}.", "input": "" if n % 2 else "你好", "output": word}

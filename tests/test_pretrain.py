@@ -14,6 +14,7 @@ from knowlm.checkpoints import Checkpoint
 from knowlm.corpus import CorpusWriter, merge_corpora
 from knowlm.training import last_whole_checkpoint, translate_flags
 
+pytestmark = pytest.mark.slow  # most tests start a script that imports torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -107,7 +108,6 @@ def test_proportional_batches_train_and_must_sum_to_the_batch(tiny_llama, corpus
     assert result.returncode == 1 and "sums to 5; devices × per-device batch is 4" in result.stderr
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
     more = ["--save_steps", 2, "--num_train_epochs", 6]
     assert train(tiny_llama, corpus, tmp_path / "whole", *more).returncode == 0
@@ -127,7 +127,6 @@ def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path / "killed").items())
 
 
-@pytest.mark.slow
 def test_zero3_on_two_processes_trains_as_plain_two_processes_do(tiny_llama, corpus, tmp_path):
     env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow  # every test starts scripts
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(
     str(path.relative_to(REPOSITORY))

@@ -49,6 +49,7 @@ def test_a_full_disk_is_told_before_anything_is_made(checkout):
     assert not (checkout / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_no_network_is_told_in_one_line_and_can_be_repeated(checkout):
     offline = {
         "PIP_CONFIG_FILE": os.devnull,

@@ -8,6 +8,8 @@ from safetensors.torch import load_file, save_file
 from knowlm import checkpoints
 from knowlm.checkpoints import Checkpoint
 
+pytestmark = pytest.mark.slow  # every test starts a script that imports torch
+
 
 @pytest.fixture
 def pair(tiny_llama, tmp_path):
