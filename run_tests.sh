@@ -19,4 +19,5 @@ fi
 if git rev-parse --git-dir >/dev/null 2>&1; then
     .venv/bin/pre-commit run --all-files
 fi
-.venv/bin/python -m pytest "$@"
+# A file's tests stay together: they share a model, a server, a port. Tiny models gain nothing from more threads.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile "$@"

@@ -27,9 +27,11 @@ EXAMPLES = {
 
 def main() -> None:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--task", choices=TASKS)
+    parser.add_argument("--task", choices=TASKS, help="entities, relations or events")
     parser.add_argument("--schema", help="comma-separated labels; an event type is written type:role/role")
-    parser.add_argument("--language", choices=["english", "chinese"], default="english")
+    parser.add_argument(
+        "--language", choices=["english", "chinese"], default="english", help="of the instruction (default: english)"
+    )
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how the answer is asked for (default: tuple)")
     args = parser.parse_args()
     if bool(args.task) != bool(args.schema):
@@ -47,14 +49,17 @@ def parse_schema(task: str, text: str) -> list:
     [{'type': 'trip', 'roles': ['place', 'time']}]
     """
     labels = [label.strip() for label in text.replace("，", ",").split(",") if label.strip()]
+    if not labels:
+        raise ValueError(f"--schema {text}: names no label")
     if task != "EE":
         return labels
     events = []
     for label in labels:
-        kind, _, roles = label.replace("：", ":").partition(":")
-        if not roles:
+        kind, _, written = label.replace("：", ":").partition(":")
+        roles = [role.strip() for role in written.split("/") if role.strip()]
+        if not kind or not roles:
             raise ValueError(f"--schema {label}: an event type needs its roles, as in trip:place/time")
-        events.append({"type": kind, "roles": roles.split("/")})
+        events.append({"type": kind, "roles": roles})
     return events
 
 

@@ -67,6 +67,10 @@ def parse_args():
     args = parser.parse_args()
     if (args.lora_weights or args.load_8bit) and not args.base_model:
         refuse("--lora_weights and --load_8bit go with --base_model")
+    if args.server and not args.server.startswith(("http://", "https://")):
+        refuse(f"--server {args.server}: an address such as http://127.0.0.1:8090 is needed")
+    if Path(args.report).is_file():
+        refuse(f"--report {args.report}: is a file, a folder is needed")
     if args.batch_size < 1 or args.max_new_tokens < 1:
         refuse("--batch_size and --max_new_tokens must be at least 1")
     return args

@@ -100,7 +100,9 @@ def parse_args():
     )
     parser.add_argument("--max_train", type=int, help="most training rows, tasks and languages in equal parts")
     parser.add_argument("--max_heldout", type=int, help="most held-out cases, likewise")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the split, the order and the labels asked for (default: 0)"
+    )
     args = parser.parse_args()
     args.tasks = args.tasks.split(",")
     if not args.english and not args.chinese:
@@ -109,6 +111,8 @@ def parse_args():
         refuse(f"--tasks: {','.join(args.tasks)}; choose from {', '.join(GOLD)}")
     if not 0 < args.heldout < 1 or args.piece_length < 1:
         refuse("--heldout must lie between 0 and 1, --piece_length above 0")
+    if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):
+        refuse("--empty_share must be 0 or more, --max_train and --max_heldout 1 or more")
     most = min(len(wordings) for (task, _), wordings in INSTRUCTIONS.items() if task in args.tasks)
     if not 1 <= args.wordings <= most:
         refuse(f"--wordings must be 1 to {most}")

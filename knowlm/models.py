@@ -58,6 +58,13 @@ def load_tokenizer(path: str):
     return tokenizer
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16 products; with them training takes a third of the time."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = cpuinfo.read_text(errors="replace").split() if cpuinfo.is_file() else []
+    return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
+
+
 def load_base(path: str, *, load_8bit: bool = False, training: bool = False):
     """A causal language model on the GPU if there is one, else on the CPU.
 
@@ -70,6 +77,8 @@ def load_base(path: str, *, load_8bit: bool = False, training: bool = False):
     settings: dict = {"dtype": torch.float16 if gpu and not training else torch.float32}
     if load_8bit:
         settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if training and not gpu and cpu_multiplies_bf16():
+        settings["attn_implementation"] = "eager"  # PyTorch's own is slow backwards in bf16 there
     if load_8bit or not training:
         settings["device_map"] = {"": 0 if gpu else "cpu"}
     try:

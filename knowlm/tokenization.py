@@ -18,6 +18,8 @@ class CorpusTokenizer:
 
     def __init__(self, path: str | Path):
         path = Path(path)
+        if not path.exists():
+            raise ValueError(f"{path}: no such tokenizer; name a tokenizer.model, a tokenizer.json or a model's folder")
         if path.is_dir():
             found = [path / name for name in ("tokenizer.json", "tokenizer.model") if (path / name).is_file()]
             if not found:

@@ -99,6 +99,9 @@ def train_and_save(trainer, resume_from_checkpoint: str | None) -> None:
     if trainer.is_world_process_zero():
         files = sorted(partial.iterdir(), key=lambda path: path.name.endswith("config.json"))  # the configs last
         for file in files:
+            if file.name == "README.md":  # peft's blank model card
+                file.unlink()
+                continue
             sync(file)
             os.replace(file, output_dir / file.name)
         partial.rmdir()

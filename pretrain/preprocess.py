@@ -118,7 +118,8 @@ def write(args: argparse.Namespace) -> None:
             bar.update(size)
             if problem:
                 counts["bad lines"] += 1
-                bar.write(f"{source}: {problem}; skipped", file=sys.stderr)
+                if counts["bad lines"] <= 5:  # the last line of output tells how many there were
+                    bar.write(f"{source}: {problem}; skipped", file=sys.stderr)
             for sample in samples:
                 corpus.add(sample, tokenizer.bos, tokenizer.eos)
             counts["documents"] += bool(samples)

@@ -6,7 +6,8 @@
 
 Takes every flag of transformers' TrainingArguments besides its own. A run that was stopped goes on from the last whole
 checkpoint in --output_dir (--resume_from_checkpoint False starts over). Output: the model as a Hugging Face folder,
-checkpoint-N folders, trainer_state.json with every logged loss, loss.png.
+checkpoint-N folders, trainer_state.json with every logged loss, loss.png. Without a GPU it multiplies in bfloat16 where
+the CPU has instructions for that (--bf16 False: never); the weights stay 32-bit.
 """
 
 import ast
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 
 from knowlm.cli import refuse, run
 from knowlm.corpus import Corpus
+from knowlm.models import check_model_folder, cpu_multiplies_bf16, load_base, load_tokenizer
 from knowlm.training import last_losses, start_processes_on_cpu, train_and_save, translate_flags
 
 
@@ -53,8 +55,6 @@ def main() -> None:
 
     import transformers
 
-    from knowlm.models import check_model_folder, load_base, load_tokenizer
-
     check_model_folder(ours.model_name_or_path)
     tokenizer = load_tokenizer(ours.model_name_or_path)
     check_vocabulary(corpus, len(tokenizer))
@@ -73,14 +73,16 @@ def parse_args(arguments: list[str]):
 
     parser = HfArgumentParser([PretrainingArguments, TrainingArguments], description=__doc__, allow_abbrev=False)
     parser.error = lambda message: refuse(f"{message} (see --help)")
-    if not any(a.split("=")[0] == "--disable_tqdm" for a in arguments) and not sys.stderr.isatty():
+    given = {argument.split("=")[0] for argument in arguments}
+    if "--disable_tqdm" not in given and not sys.stderr.isatty():
         arguments = [*arguments, "--disable_tqdm", "True"]
-    if any(a.split("=")[0] == "--deepspeed" for a in arguments):
-        arguments = (
-            [*arguments, "--accelerator_config", '{"use_configured_state": true}'] if not has_gpu() else arguments
-        )
-    if not has_gpu() and not any(a.split("=")[0] == "--use_cpu" for a in arguments):
-        arguments = [*arguments, "--use_cpu", "True"]
+    if not has_gpu():
+        if "--use_cpu" not in given:
+            arguments = [*arguments, "--use_cpu", "True"]
+        if "--deepspeed" in given:
+            arguments = [*arguments, "--accelerator_config", '{"use_configured_state": true}']
+        elif not given & {"--bf16", "--fp16"} and cpu_multiplies_bf16():
+            arguments = [*arguments, "--bf16", "True"]
     ours, training, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
     if unknown:
         refuse(f"unrecognized arguments: {' '.join(unknown)} (see --help)")

@@ -96,6 +96,20 @@ def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_pa
     assert f"did you mean {data}?" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--server", "127.0.0.1:8090"], "an address such as http://127.0.0.1:8090 is needed"),
+        (["--predictions", "x", "--load_8bit"], "go with --base_model"),
+        (["--predictions", "x", "--batch_size", "0"], "must be at least 1"),
+    ],
+)
+def test_a_wrong_command_stops_in_one_line(run_script, data, flags, message):
+    result = run_script("finetune/evaluate.py", "--data", data, "--report", "report", *flags)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 def test_a_server_that_is_not_there_is_told(run_script, data, tmp_path):
     result = run_script(
         "finetune/evaluate.py", "--data", data, "--server", "http://127.0.0.1:9", "--report", tmp_path / "r"

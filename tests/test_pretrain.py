@@ -101,6 +101,15 @@ def test_training_lowers_the_held_out_loss_and_writes_a_model(tiny_llama, corpus
     assert "--evaluation_strategy is now --eval_strategy" in result.stderr
 
 
+def test_bf16_trains_alike_and_the_weights_stay_32_bit(tiny_llama, corpus, tmp_path):
+    for bf16 in (True, False):
+        result = train(tiny_llama, corpus, tmp_path / str(bf16), "--max_steps", 6, "--bf16", bf16)
+        assert result.returncode == 0, result.stderr
+    assert losses(tmp_path / "True") == pytest.approx(losses(tmp_path / "False"), abs=0.05)
+    assert losses(tmp_path / "True") != losses(tmp_path / "False")
+    assert {value.dtype for value in weights_of(tmp_path / "True").values()} == {torch.float32}
+
+
 def test_proportional_batches_train_and_must_sum_to_the_batch(tiny_llama, corpus, tmp_path):
     result = train(tiny_llama, corpus, tmp_path / "out", "--global_batch_distributed", "[3,1]", "--max_steps", 3)
     assert result.returncode == 0, result.stderr
@@ -130,7 +139,7 @@ def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
 def test_zero3_on_two_processes_trains_as_plain_two_processes_do(tiny_llama, corpus, tmp_path):
     env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
-    more = ["--max_steps", 4, "--seed", 3]
+    more = ["--max_steps", 4, "--seed", 3, "--bf16", "False"]
     plain = train(tiny_llama, corpus, tmp_path / "plain", *more, launcher=[sys.executable, *launcher, "29611"], env=env)
     assert plain.returncode == 0, plain.stderr
     zero3 = train(

@@ -1,13 +1,12 @@
 """The whole way on a tiny random model: every step, killed in between, once each."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -20,20 +19,22 @@ def quickstart(base, out, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        start_new_session=True,
         **options,
     )
 
 
 def kill_within(process, step, out):
-    """SIGKILL the quickstart and all it started, once ``step`` has begun its work."""
+    """SIGKILL the quickstart once ``step`` has begun its work; the step's script must end with it."""
     deadline = time.monotonic() + 300
     while not (out / "steps" / f"{step}.started").is_file():
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.05)
     time.sleep(1.5)
-    os.killpg(process.pid, signal.SIGKILL)
+    scripts = psutil.Process(process.pid).children()
+    process.kill()
     process.wait()
+    _, alive = psutil.wait_procs(scripts, timeout=10)
+    assert [script for script in alive if script.status() != psutil.STATUS_ZOMBIE] == []  # none disturbs the next run
     process.stdout.close()
 
 

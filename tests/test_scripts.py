@@ -32,6 +32,36 @@ def test_an_unknown_flag_stops_with_one_line_and_code_2(run_script, script):
     assert "no_such_flag" in result.stderr or "required" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["examples/ie_prompt.py", "--task", "NER", "--schema", " ,"], 1, "names no label"),
+        (["examples/ie_prompt.py", "--task", "EE", "--schema", "trip:/"], 1, "an event type needs its roles"),
+        (
+            ["finetune/kg2instructions.py", "--knowledge=x", "--english=x", "--output_dir=x", "--max_train=-5"],
+            2,
+            "--max_train and --max_heldout 1 or more",
+        ),
+        (
+            ["pretrain/preprocess.py", "--mode=write", "--file_path=x", "--save_prefix=x", "--tokenizer_path=x"],
+            1,
+            "x: no such file",
+        ),
+    ],
+)
+def test_a_senseless_argument_is_told_in_one_line(run_script, command, code, message):
+    result = run_script(*command)
+    assert result.returncode == code
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["pretrain/run_train.sh", "finetune/lora/run_lora.sh", "inference/vllm.sh"])
+def test_a_shell_script_without_arguments_tells_its_usage(script):
+    result = subprocess.run(["bash", REPOSITORY / script], cwd="/", capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: bash ") and len(result.stderr.splitlines()) == 1
+
+
 def test_no_source_file_is_over_400_lines():
     files = subprocess.run(
         ["git", "ls-files", "*.py", "*.sh"], cwd=REPOSITORY, capture_output=True, text=True

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from knowlm.extraction.forms import render
+
 SCRIPT = Path(__file__).resolve().parents[1] / "inference/launch_vllm.py"
 PUBLISHED_FLAGS = ["--use-np-weights", "--max-num-batched-tokens", "8000", "--dtype", "half"]
 FASTER_START = ["--tensor-parallel-size", "1", "--enforce-eager", "--kv-cache-memory-bytes", "64M"]
@@ -45,6 +47,11 @@ class RunningServer:
                 pass
             time.sleep(0.2)
         pytest.fail(f"is_ready never was {wanted}:\n{self.log.read_text()[-3000:]}")
+
+    def wait_until_said(self, words: str) -> None:
+        deadline = time.monotonic() + 30
+        while words not in self.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def get(self, path: str):
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
@@ -82,6 +89,7 @@ def server(tiny_llama, tmp_path_factory):
     server.wait_until(False)
     server.early_answer = server.post(SHORT)
     server.wait_until(True)
+    server.wait_until_said("ready: ")
     yield server
     server.process.terminate()
     server.process.wait(120)
@@ -94,6 +102,18 @@ def test_the_server_says_that_it_loads_and_then_where_it_listens(server):
     log = server.log.read_text()
     assert f"ready: http://127.0.0.1:{server.port}/generate\n" in log
     assert log.count("--use-np-weights") == 1
+
+
+@pytest.mark.slow
+def test_a_served_model_is_scored(server, run_script, tmp_path):
+    case = {"id": 1, "task": "NER", "language": "chinese", "schema": ["地点"], "input": "杭州", "gold": []}
+    (tmp_path / "case.json").write_text(json.dumps([case]))
+    flags = ["--data", tmp_path / "case.json", "--report", tmp_path, "--max_new_tokens", 5]
+    result = run_script("finetune/evaluate.py", "--server", f"http://127.0.0.1:{server.port}", *flags)
+    assert result.returncode == 0, result.stderr
+    asked = {"instruction": render("NER", ["地点"], language="chinese"), "input": "杭州"}
+    _, answer = server.post(SHORT | asked)
+    assert json.loads((tmp_path / "predictions.jsonl").read_text())["output"] == answer["generated_text"]
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ Every step is a script of the README. A step that is done is not done again; a k
 from its last checkpoint. Output: report.md, metrics.json and every step's files in the output folder.
 """
 
+import ctypes
 import hashlib
 import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -20,12 +22,13 @@ from itertools import chain
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+DEFAULT_WEIGHTS = 540_000_000  # bytes of SmolLM2-135M in 32 bits
 sys.path.insert(0, str(ROOT))  # the checkout holds knowlm/
 
 from quickstart_report import POEM, collect, report, summary
 
 from knowlm.cli import ArgumentParser, run
-from knowlm.files import read_json, write_json, write_text
+from knowlm.files import read_json, require_space, write_json, write_text
 from knowlm.models import check_model_folder
 
 
@@ -49,6 +52,7 @@ def main() -> None:
     base = Path(args.base_model).absolute() if args.base_model else out / "base"
     steps = plan(out, base)
     out.mkdir(parents=True, exist_ok=True)
+    require_space(out, space_needed(base, out))
     # Freed memory is kept for the next step instead of returned: 15 % less time in training on a CPU.
     os.environ |= {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(10**12)}
     fingerprint = hashlib.sha256(str(base).encode())
@@ -57,7 +61,7 @@ def main() -> None:
         do_step(step, f"[{number}/{len(steps)}]", out, fingerprint.hexdigest())
     metrics = collect(out, base, [step.name for step in steps])
     write_json(out / "metrics.json", metrics)
-    write_text(out / "report.md", report(metrics))
+    write_text(out / "report.md", report(metrics, {step.name: step.title for step in steps}))
     print(summary(metrics, out), flush=True)
     if args.serve:
         print("when the server says it is ready, ask it in another terminal with the curl that it prints", flush=True)
@@ -76,6 +80,13 @@ def parse_args():
     then.add_argument("--serve", action="store_true", help="then serve the merged model with vLLM on port 8090")
     then.add_argument("--web", action="store_true", help="then open the LoRA page on port 7860")
     return parser.parse_args()
+
+
+def space_needed(base: Path, out: Path) -> int:
+    """Bytes that the steps still write: eight times the base's weights, two of these as optimizer states."""
+    weights = sum(file.stat().st_size for file in base.glob("*") if file.suffix in (".safetensors", ".bin"))
+    made = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    return 8 * max(weights, DEFAULT_WEIGHTS if base == out / "base" else 0) - made
 
 
 def become(script: str, *arguments) -> None:
@@ -143,7 +154,9 @@ def do_step(step: Step, number: str, out: Path, fingerprint: str) -> None:
 
 def run_command(command: list[str]) -> int:
     """Run a script; returns its peak memory in bytes. A failure ends the quickstart with the script's own message."""
-    process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT, preexec_fn=end_with_quickstart
+    )
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
@@ -157,6 +170,12 @@ def run_command(command: list[str]) -> int:
             "mend what it says above, then run ./quickstart.sh again: it goes on here"
         )
     return usage.ru_maxrss * 1024
+
+
+def end_with_quickstart() -> None:
+    """In a child: be killed when the quickstart is, so that it doesn't write beside the next one's (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 if __name__ == "__main__":

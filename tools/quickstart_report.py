@@ -15,6 +15,7 @@ def collect(out: Path, base: Path, steps: list[str]) -> dict:
     history = read_json(out / "pretrained/trainer_state.json")["log_history"]
     held_out = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
     tuning = [entry["loss"] for entry in read_json(out / "lora/trainer_state.json")["log_history"] if "loss" in entry]
+    asked = read_json(out / "instructions/valid.json")
     answers = {name: read_records(out / f"answers_{name}.jsonl") for name in ("adapter", "merged")}
     return {
         "base_model": str(base),
@@ -35,7 +36,9 @@ def collect(out: Path, base: Path, steps: list[str]) -> dict:
         "lora_loss": {"first": tuning[0], "last": tuning[-1]},
         "scores": {when: read_json(out / f"score_{when}/metrics.json") for when in ("before", "after")},
         "merged_answers_as_adapter": answers["merged"] == answers["adapter"],
-        "answers": answers["merged"],
+        "answers": [
+            answer | {"gold": row["output"]} for answer, row in zip(answers["merged"], asked, strict=False)
+        ],  # of the first held-out cases
     }
 
 
@@ -92,18 +95,20 @@ def shortened(text: str) -> str:
     return (words if len(words) <= 60 else words[:60] + " …").replace("\ufffd", "")  # a character that was cut off
 
 
-def report(metrics: dict) -> str:
-    """report.md: what each step took, what came out."""
+def report(metrics: dict, titles: dict[str, str]) -> str:
+    """report.md: what each step took, what came out. titles: a step's words by its name."""
     loss, scores = metrics["heldout_loss"], metrics["scores"]
     steps = "\n".join(
-        f"| {name} | {metrics['seconds'][name]:.0f} | {metrics['peak_gb'][name]:.1f} |" for name in metrics["seconds"]
+        f"| {titles[name]} | {metrics['seconds'][name]:.0f} | {metrics['peak_gb'][name]:.1f} |"
+        for name in metrics["seconds"]
     )
     rows = []
     for task, before, after in f1_table(scores):
         low, high = scores["after"][task]["interval"]
         rows.append(f"| {task} | {before:.3f} | {after:.3f} | {low:.3f}–{high:.3f} | {scores['after'][task]['gold']} |")
     answers = "\n".join(
-        f"- {answer['instruction']}\n  - {answer['input']}\n  - `{shortened(answer['output'])}`"
+        f"- {answer['instruction']}\n  - {answer['input']}\n"
+        f"  - answer: `{shortened(answer['output'])}`\n  - gold: `{shortened(answer['gold'])}`"
         for answer in metrics["answers"]
     )
     return f"""# From raw text to extracted knowledge
@@ -136,7 +141,8 @@ Base + difference equals the tuned weights bit for bit: {metrics["recovered_equa
 {chr(10).join(rows)}
 
 Unparsable answers: {scores["before"]["unparsable"]:.0%} before, {scores["after"]["unparsable"]:.0%} after.
-The gold is distantly supervised, so noisy.
+The gold is distantly supervised, so noisy. More: [scores by label and answers](score_after/report.md),
+[the instructions](instructions/report.md).
 
 ![loss](lora/loss.png)
 

@@ -84,7 +84,7 @@ def main(
     from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
     from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
-    from knowlm.models import load_base, load_tokenizer
+    from knowlm.models import cpu_multiplies_bf16, load_base, load_tokenizer
 
     set_seed(seed)
     tokenizer = load_tokenizer(str(base_model))
@@ -110,6 +110,7 @@ def main(
         eval_on_start=bool(validation),
         train_sampling_strategy="group_by_length" if group_by_length else "random",
         fp16=gpu,
+        bf16=not gpu and cpu_multiplies_bf16(),
         use_cpu=not gpu,
         seed=seed,
         report_to="wandb" if wandb_project else "none",

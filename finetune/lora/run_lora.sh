@@ -3,6 +3,8 @@
 #   bash finetune/lora/run_lora.sh ./zhixi ./instructions/train.json ./lora
 #   GPUS=8 bash finetune/lora/run_lora.sh ./zhixi ./instructions/train.json ./lora --num_epochs 5
 set -euo pipefail
+[ $# -ge 3 ] || { echo "usage: bash $0 BASE_MODEL INSTRUCTIONS OUTPUT_DIR [flags of finetune.py]" >&2; exit 2; }
 here=$(cd "$(dirname "$0")" && pwd)
+[ -n "${VIRTUAL_ENV-}${CONDA_PREFIX-}" ] || PATH=$here/../../.venv/bin:$PATH # as if it were activated
 torchrun --nproc_per_node "${GPUS:-1}" "$here/finetune.py" \
-    --base_model "${1:?base model}" --data_path "${2:?instructions}" --output_dir "${3:?output folder}" "${@:4}"
+    --base_model "$1" --data_path "$2" --output_dir "$3" "${@:4}"
