@@ -1,5 +1,6 @@
 """What every script has in common."""
 
+import json
 import subprocess
 from pathlib import Path
 
@@ -87,3 +88,13 @@ def test_both_readmes_have_the_same_commands():
         [line.split("  #")[0].rstrip() for block in each for line in block.splitlines()] for each in blocks
     )
     assert english == chinese
+
+
+@pytest.mark.parametrize("document", ["README.md", "README_ZH.md", "docs/measured.md"])
+def test_the_documents_tell_the_figures_of_the_measured_run(document):
+    text = (REPOSITORY / document).read_text(encoding="utf-8")
+    measured = json.loads((REPOSITORY / "docs/quickstart_metrics.json").read_text(encoding="utf-8"))
+    after = measured["scores"]["after"]
+    for figure in (measured["heldout_loss"]["after"], after["NER"]["f1"], after["RE"]["f1"]):
+        assert f"{figure:.3f}" in text
+    assert f"{measured['total_seconds']:.0f}" in text and f"{max(measured['peak_gb'].values()):.1f}" in text

@@ -29,7 +29,7 @@ from quickstart_report import POEM, collect, report, summary
 
 from knowlm.cli import ArgumentParser, run
 from knowlm.files import read_json, require_space, write_json, write_text
-from knowlm.models import check_model_folder
+from knowlm.models import check_model_folder, cpu_multiplies_bf16
 
 
 @dataclass
@@ -97,7 +97,8 @@ def become(script: str, *arguments) -> None:
 def plan(out: Path, base: Path) -> list[Step]:
     """The steps of quickstart.toml, their commands in words; a path that is filled in stays one word."""
     recipe = tomllib.loads((ROOT / "tools/quickstart.toml").read_text(encoding="utf-8"))
-    values = {"root": ROOT, "out": out, "base": base, "poem": POEM}
+    rows = 360 if cpu_multiplies_bf16() else 120  # to tune on: so many take about three minutes
+    values = {"root": ROOT, "out": out, "base": base, "poem": POEM, "rows": rows}
 
     def words(command: str) -> list[str]:
         for part in ("pack", "score", "answer"):
