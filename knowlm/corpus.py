@@ -5,25 +5,31 @@
 .dis   samples per data type, in file order (a ``torch.save`` of ``list[int]``)
 .tmp   samples with BOS only, EOS only, neither, both (the same)
 .json  token dtype, tokenizer, settings, counts
+.ledger          where each sample comes from (LEDGER)
+.rejected.jsonl  lines of the input that were left out, and why
 """
 
 import io
 import json
 import os
 import pickle
+import shutil
 import zipfile
-from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from knowlm import __version__
-from knowlm.files import replacing, require_file, require_space, write_json
+from knowlm.files import replacing, require_file, require_space, write_json, write_text
 
 START = np.dtype("<u8")  # where a sample starts in .bin, in tokens, not bytes
 LENGTH = np.dtype("<u2")  # a sample has fewer than 65,536 tokens
-SUFFIXES = (".bin", ".idx", ".dis", ".tmp", ".json")
+LEDGER = np.dtype([("source", "<u4"), ("document", "<u8"), ("start", "<u8"), ("stop", "<u8")])  # see Corpus.origin
+REJECTED = ".rejected.jsonl"
+BLOCK = 1 << 20  # samples handled at once
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -49,8 +55,9 @@ class Corpus:
                 f"{index}: {size} bytes is not a positive multiple of 10; rebuild it with pretrain/preprocess.py"
             )
         count = size // 10
-        self.starts = np.memmap(index, START, "r", shape=(count,))
-        self.lengths = np.memmap(index, LENGTH, "r", offset=8 * count, shape=(count,))
+        # as plain arrays: a memmap takes three times as long to slice
+        self.starts = np.asarray(np.memmap(index, START, "r", shape=(count,)))
+        self.lengths = np.asarray(np.memmap(index, LENGTH, "r", offset=8 * count, shape=(count,)))
         tokens = require_file(f"{prefix}.bin")
         expected = int(self.starts[-1]) + int(self.lengths[-1])
         if tokens.stat().st_size != expected * token.itemsize:
@@ -58,12 +65,28 @@ class Corpus:
                 f"{tokens}: {tokens.stat().st_size} bytes, its index says {expected * token.itemsize}; "
                 "copy both files again or rebuild them with pretrain/preprocess.py"
             )
-        self.tokens = np.memmap(tokens, token, "r")
+        self.tokens = np.asarray(np.memmap(tokens, token, "r"))
         self.type_counts = read_counts(f"{prefix}.dis") if Path(f"{prefix}.dis").is_file() else [count]
         if sum(self.type_counts) != count:
             raise ValueError(
                 f"{prefix}.dis: counts {sum(self.type_counts)} samples, the index {count}; merge the corpora again"
             )
+
+        self.ledger = self._open_ledger(Path(f"{prefix}.ledger"), count)
+
+    def _open_ledger(self, path: Path, count: int) -> np.ndarray | None:
+        if not path.is_file():
+            return None
+        if path.stat().st_size != count * LEDGER.itemsize:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes, {count * LEDGER.itemsize} expected; copy it again")
+        return np.asarray(np.memmap(path, LEDGER, "r"))
+
+    def origin(self, sample: int) -> tuple[str, int, int, int] | None:
+        """(source file, line counted from 1, first and last byte in the document's text) of a sample, if known."""
+        if self.ledger is None:
+            return None
+        source, document, start, stop = self.ledger[sample].tolist()
+        return self.settings["sources"][source]["path"], document, start, stop
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -74,65 +97,150 @@ class Corpus:
 
 
 class CorpusWriter:
-    """Appends samples to a new corpus; the files take their names when the ``with`` block ends well.
+    """Appends samples to a new corpus; its files take their names when the ``with`` block ends well.
 
-    settings: what the sidecar keeps besides counts; ``vocab_size`` decides the token dtype.
+    settings: what the sidecar keeps besides counts; ``vocab_size`` decides the token dtype, ``bos`` and ``eos`` are
+    ids. After a kill or a failure a writer of the same prefix and settings goes on behind the last ``commit``:
+    ``progress`` is what that was told, None at the start.
     """
 
-    def __init__(self, prefix: str | Path, settings: dict):
-        self.prefix, self.settings = str(prefix), dict(settings)
+    def __init__(self, prefix: str | Path, settings: dict, ledger: bool = False):
+        self.prefix, self.settings = str(prefix), json.loads(json.dumps(settings))
         self.dtype = token_dtype(settings["vocab_size"])
-        self.lengths = array("H")
+        self.has_ledger = ledger
+        self.progress: dict | None = None
+        self.num_samples = self.num_tokens = 0
         self.edges = [0, 0, 0, 0]  # samples with BOS only, EOS only, neither, both
-        self.num_tokens = 0
+        self._is_whole = False
+        self._journal = Path(f"{self.prefix}.journal")
+        self._paths = {name: Path(f"{self.prefix}{name}.partial") for name in (".bin", ".lengths", ".ledger", REJECTED)}
 
     def __enter__(self) -> "CorpusWriter":
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(f"{self.prefix}.bin.partial", "wb")
+        record = self._last_record()
+        sizes = dict.fromkeys(self._paths, 0)
+        if record:
+            self.progress, self._is_whole, sizes = record["progress"], record["is_whole"], record["sizes"]
+            self.num_samples, self.num_tokens, self.edges = (record[n] for n in ("num_samples", "num_tokens", "edges"))
+        else:
+            write_text(self._journal, json.dumps(self.settings) + "\n")
+        self._log = self._journal.open("ab")
+        self._files: dict[str, BinaryIO] = {}
+        for name, path in {} if self._is_whole else self._paths.items():
+            self._files[name] = path.open("r+b" if record else "wb")
+            self._files[name].truncate(sizes[name])
+            self._files[name].seek(sizes[name])
         return self
 
-    def add(self, ids: np.ndarray, bos: int, eos: int) -> None:
-        """ids: (tokens,), at most 65,535 of them."""
-        ids.astype(self.dtype).tofile(self._file)
-        self.lengths.append(len(ids))
+    def _last_record(self) -> dict | None:
+        """What the last whole ``commit`` of a run with these settings wrote."""
+        if not self._journal.is_file():
+            return None
+        records = []
+        for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:  # the kill cut it off
+                break
+        return records[-1] if len(records) > 1 and records[0] == self.settings else None
+
+    def add(self, ids: np.ndarray, lengths: Sequence[int] | np.ndarray, ledger: np.ndarray | None = None) -> None:
+        """ids: (tokens,) of all samples one after another; lengths: (samples,), at most 65,535 each;
+        ledger: (samples,) of dtype LEDGER.
+        """
+        lengths = np.asarray(lengths, LENGTH)
+        if not len(lengths):
+            return
+        self._write(".bin", ids.astype(self.dtype).tobytes())
+        self._write(".lengths", lengths.tobytes())
+        if self.has_ledger and ledger is not None:
+            self._write(".ledger", ledger.tobytes())
+        stops = np.cumsum(lengths, dtype=np.int64)
+        begins, ends = ids[stops - lengths] == self.settings["bos"], ids[stops - 1] == self.settings["eos"]
+        for kind, samples in enumerate((begins & ~ends, ~begins & ends, ~begins & ~ends, begins & ends)):
+            self.edges[kind] += int(samples.sum())
+        self.num_samples += len(lengths)
         self.num_tokens += len(ids)
-        starts, ends = ids[0] == bos, ids[-1] == eos
-        self.edges[3 if starts and ends else 0 if starts else 1 if ends else 2] += 1
+
+    def reject(self, rows: Sequence[dict]) -> None:
+        """Keep what was wrong with input in ``PREFIX.rejected.jsonl``."""
+        self._write(REJECTED, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
+        try:
+            self._files[name].write(content)
+        except OSError as error:
+            raise self._told(error) from None
+
+    def _told(self, error: OSError) -> OSError:
+        return OSError(f"{self.prefix}: {error.strerror}; mend that, then run the same command again: it goes on")
+
+    def commit(self, progress: dict, is_whole: bool = False) -> None:
+        """All that was added so far is safe on disk once this returns, with ``progress``, a JSON object."""
+        try:
+            for file in self._files.values():
+                file.flush()
+                os.fsync(file.fileno())
+            record = {
+                "progress": progress,
+                "is_whole": is_whole,
+                "sizes": {name: file.tell() for name, file in self._files.items()},
+                "num_samples": self.num_samples,
+                "num_tokens": self.num_tokens,
+                "edges": self.edges,
+            }
+            self._log.write(json.dumps(record).encode() + b"\n")
+            self._log.flush()
+            os.fsync(self._log.fileno())
+        except OSError as error:
+            raise self._told(error) from None
+        self.progress, self._is_whole = progress, is_whole
 
     def __exit__(self, error_type, *_) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if error_type or not self.lengths:
-            os.unlink(f"{self.prefix}.bin.partial")
-            if not error_type:
-                raise ValueError(
-                    f"{self.prefix}: no sample is left to write; look at the input and --min_sample_tokens"
-                )
-            return
-        os.replace(f"{self.prefix}.bin.partial", f"{self.prefix}.bin")
-        lengths = np.frombuffer(self.lengths, np.uint16)
-        write_index(self.prefix, lengths)
-        write_counts(f"{self.prefix}.dis", [len(lengths)])
-        write_counts(f"{self.prefix}.tmp", self.edges)
-        write_json(
-            f"{self.prefix}.json",
-            {
-                **self.settings,
-                "dtype": self.dtype.str,
-                "num_samples": len(lengths),
-                "num_tokens": self.num_tokens,
-                "knowlm": __version__,
-            },
-        )
+        if not error_type and self.num_samples and not self._is_whole:
+            self.commit(self.progress or {}, is_whole=True)
+        for file in [self._log, *self._files.values()]:
+            with suppress(OSError):  # a full disk again; the journal knows what is safe
+                file.close()
+        if self._is_whole:
+            self._publish()
+        elif self.progress is None or not (error_type or self.num_samples):
+            for path in (*self._paths.values(), self._journal):
+                path.unlink(missing_ok=True)
+        if not error_type and not self.num_samples:
+            raise ValueError(f"{self.prefix}: no sample is left to write; look at the input and --min_sample_tokens")
+
+    def _publish(self) -> None:
+        """Give the files their names. May be repeated after a kill: the journal goes last."""
+        if self._paths[".lengths"].is_file():
+            write_index(self.prefix, [np.memmap(self._paths[".lengths"], LENGTH, "r")])
+            write_counts(f"{self.prefix}.dis", [self.num_samples])
+            write_counts(f"{self.prefix}.tmp", self.edges)
+            counts = {"num_samples": self.num_samples, "num_tokens": self.num_tokens, "knowlm": __version__}
+            counts |= {"counts": (self.progress or {}).get("counts", {})}
+            write_json(f"{self.prefix}.json", {**self.settings, "dtype": self.dtype.str, **counts})
+        for name in (".ledger", REJECTED, ".bin"):
+            path = self._paths[name]
+            if path.is_file() and path.stat().st_size:
+                os.replace(path, f"{self.prefix}{name}")
+            elif path.is_file():
+                path.unlink()
+                Path(f"{self.prefix}{name}").unlink(missing_ok=True)  # of an earlier run
+        self._paths[".lengths"].unlink(missing_ok=True)
+        self._journal.unlink()
 
 
-def write_index(prefix: str, lengths: np.ndarray) -> None:
-    """lengths: (samples,) tokens each, in file order."""
-    starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.uint64)[:-1]]).astype(START)
+def write_index(prefix: str, lengths: Sequence[np.ndarray]) -> None:
+    """lengths: arrays (samples,) of tokens each, in file order; memory maps stay on disk."""
+    blocks = [array[first : first + BLOCK] for array in lengths for first in range(0, len(array), BLOCK)]
     with replacing(f"{prefix}.idx") as partial, partial.open("wb") as index:
-        starts.tofile(index)
-        lengths.astype(LENGTH).tofile(index)
+        start = 0
+        for block in blocks:
+            stops = start + np.cumsum(block, dtype=START)
+            (stops - block).astype(START).tofile(index)
+            start = int(stops[-1])
+        for block in blocks:
+            block.astype(LENGTH).tofile(index)
 
 
 def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str) -> "Corpus":
@@ -151,17 +259,17 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
                     "write both with the same --tokenizer_path"
                 )
     order = sorted(range(len(corpora)), key=lambda i: types[i])
-    require_space(Path(new_prefix).parent, sum(corpus.tokens.nbytes + 10 * len(corpus) for corpus in corpora))
+    require_space(Path(new_prefix).parent, sum(corpus.tokens.nbytes + 40 * len(corpus) for corpus in corpora))
     with replacing(f"{new_prefix}.bin") as partial, partial.open("wb") as merged:
         for i in order:
             with open(f"{corpora[i].prefix}.bin", "rb") as tokens:
-                while block := tokens.read(1 << 24):
-                    merged.write(block)
-    write_index(new_prefix, np.concatenate([corpora[i].lengths for i in order]))
+                shutil.copyfileobj(tokens, merged, 1 << 24)
+    write_index(new_prefix, [corpora[i].lengths for i in order])
     counts = [sum(len(corpora[i]) for i in order if types[i] == kind) for kind in sorted(set(types))]
     write_counts(f"{new_prefix}.dis", counts)
     edges = [read_counts(f"{corpora[i].prefix}.tmp") for i in order if Path(f"{corpora[i].prefix}.tmp").is_file()]
     write_counts(f"{new_prefix}.tmp", [sum(column) for column in zip(*edges, strict=True)])
+    merge_ledgers([corpora[i] for i in order], new_prefix)
     write_json(
         f"{new_prefix}.json",
         {
@@ -173,11 +281,28 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
             "dtype": corpora[0].tokens.dtype.str,
             "num_samples": sum(counts),
             "num_tokens": sum(len(corpus.tokens) for corpus in corpora),
-            "sources": [{"prefix": corpora[i].prefix, "type": types[i], "samples": len(corpora[i])} for i in order],
+            "parts": [{"prefix": corpora[i].prefix, "type": types[i], "samples": len(corpora[i])} for i in order],
+            "sources": [source for i in order for source in corpora[i].settings.get("sources", [])],
             "knowlm": __version__,
         },
     )
     return Corpus(new_prefix)
+
+
+def merge_ledgers(corpora: Sequence["Corpus"], new_prefix: str) -> None:
+    """Join the ledgers, if every corpus has one; sources are numbered through."""
+    ledgers = [corpus.ledger for corpus in corpora if corpus.ledger is not None]
+    if len(ledgers) < len(corpora):
+        Path(f"{new_prefix}.ledger").unlink(missing_ok=True)
+        return
+    with replacing(f"{new_prefix}.ledger") as partial, partial.open("wb") as merged:
+        sources = 0
+        for corpus, ledger in zip(corpora, ledgers, strict=True):
+            for first in range(0, len(ledger), BLOCK):
+                block = np.array(ledger[first : first + BLOCK])
+                block["source"] += sources
+                block.tofile(merged)
+            sources += len(corpus.settings.get("sources", []))
 
 
 class _NumbersOnly(pickle.Unpickler):
@@ -201,6 +326,6 @@ def read_counts(path: str | Path) -> list[int]:
 def write_counts(path: str | Path, counts: Sequence[int]) -> None:
     """Write ``list[int]`` as ``torch.save`` does (its zip layout, entries stored), so that releases of 2023 read it."""
     with replacing(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps([int(count) for count in counts], protocol=2))
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/version", "3\n")
+        pickled = pickle.dumps([int(count) for count in counts], protocol=2)
+        for name, content in (("data.pkl", pickled), ("byteorder", "little"), ("version", "3\n")):
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)  # without the time, so always the same bytes

@@ -1,11 +1,31 @@
 """Cut documents into training samples: whole sentences, few samples, each as long as it can be."""
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
+
+import numpy as np
 
 # A Chinese or mixed sentence ends at these marks or at a line break; further marks and closing quotes belong to it.
 CHINESE_END = re.compile(r"[;!?；。！？\n][;!?；。！？\n”’」』）)\"']*")
+CHINESE_LETTER = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]")
+CODE_LINE = re.compile(r"(?m)^(?:\t+|(?: {2}){1,})\S|[{};]\s*$|^\s*(?:def|class|import|from|#include|return|func)\b")
+PLAIN_END = re.compile(r"(?:([^\W\d_]{2,})\.|[^\W\d_]+[?!])\s")
+MEMO = 1 << 16  # Punkt's decisions kept in memory, some 20 MB
+
+
+def guess_language(text: str) -> str:
+    """``chinese`` if a tenth of the first characters are Chinese, ``code`` if half the lines look so, else ``english``.
+
+    >>> [guess_language(text) for text in ("床前明月光", "def f(x):\\n    return x", "It rains.")]
+    ['chinese', 'code', 'english']
+    """
+    head = text[:4000]
+    if len(CHINESE_LETTER.findall(head)) > len(head) / 10:
+        return "chinese"
+    lines = [line for line in head.split("\n") if line.strip()]
+    return "code" if 2 * sum(bool(CODE_LINE.search(line)) for line in lines) > len(lines) > 1 else "english"
 
 
 def sentence_ends(text: str, language: str) -> list[int]:
@@ -33,7 +53,11 @@ def sentence_ends(text: str, language: str) -> list[int]:
 
 @cache
 def _punkt():
-    """nltk's Punkt (Kiss & Strunk 2006) with its English parameters, read from a package without pickles."""
+    """nltk's Punkt (Kiss & Strunk 2006) with its English parameters, read from a package without pickles.
+
+    Whether a sentence ends between two words depends on these alone, so the decision is remembered. Behind a plain
+    word it needn't be asked for: Punkt sees no end only behind abbreviations, initials, numbers and collocations.
+    """
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
     from punkt.data import english
 
@@ -42,57 +66,67 @@ def _punkt():
     parameters.collocations = set(english.COLLOCATIONS)
     parameters.sent_starters = set(english.SENT_STARTERS)
     parameters.ortho_context.update(english.ORTHO_CONTEXT)
-    return PunktSentenceTokenizer(parameters)
+    punkt = PunktSentenceTokenizer(parameters)
+    special = parameters.abbrev_types | {first for first, _ in parameters.collocations}
+    decide = lru_cache(MEMO)(punkt.text_contains_sentbreak)
+
+    def ends_sentence(context: str) -> bool:
+        word = PLAIN_END.match(context)
+        return bool(word and (word[1] is None or word[1].lower() not in special)) or decide(context)
+
+    punkt.text_contains_sentbreak = ends_sentence
+    return punkt
 
 
-def token_lengths(ends: Sequence[int], token_starts: Sequence[int], capacity: int) -> list[int]:
-    """Tokens per sentence of a document that was encoded as a whole.
+def token_lengths(ends: np.ndarray, starts: np.ndarray, capacity: int) -> np.ndarray:
+    """Tokens per sentence of a document that was encoded as a whole, (sentences,).
 
-    ends: character offset of each sentence's end; token_starts: character offset of each token.
+    ends: offset of each sentence's end, (sentences,); starts: offset of each token, (tokens,).
     A sentence end inside a token is no place to cut: its sentence joins the next. A sentence of
-    more than ``capacity`` tokens is cut into even pieces.
+    more than ``capacity`` tokens is cut into even pieces, between characters.
 
-    >>> token_lengths([3, 6], [0, 2, 3, 5], capacity=8)
+    >>> token_lengths(np.array([3, 6]), np.array([0, 2, 3, 5]), capacity=8).tolist()
     [2, 2]
     """
-    cuts, token = [], 0
-    edges = set(token_starts)
-    for end in ends[:-1]:
-        if end in edges:
-            while token < len(token_starts) and token_starts[token] < end:
-                token += 1
-            cuts.append(token)
-    lengths = []
-    for start, stop in zip([0, *cuts], [*cuts, len(token_starts)], strict=True):
-        pieces = -(-(stop - start) // capacity)
-        lengths += [(stop - start + piece) // pieces for piece in range(pieces)]
-    return lengths
+    cuts = np.searchsorted(starts, ends[:-1])
+    cuts = cuts[cuts < len(starts)]
+    cuts = np.unique(cuts[starts[cuts] == ends[: len(cuts)]])
+    edges = np.concatenate([[0], cuts[cuts > 0], [len(starts)]])
+    lengths = np.diff(edges)
+    if not len(lengths) or lengths.max() <= capacity:
+        return lengths
+    pieces: list[int] = []
+    for edge, length in zip(edges.tolist(), lengths.tolist(), strict=False):
+        while length > capacity:
+            piece = -(-length // -(-length // capacity))
+            inside = piece
+            while inside > 1 and starts[edge + inside] == starts[edge + inside - 1]:
+                inside -= 1  # tokens that begin together are parts of one character
+            piece = inside if inside > 1 else piece
+            pieces.append(piece)
+            edge, length = edge + piece, length - piece
+        pieces.append(length)
+    return np.array(pieces)
 
 
-def pack_sentences(lengths: Sequence[int], capacity: int) -> list[tuple[int, int]]:
+def pack_sentences(lengths: Sequence[int] | np.ndarray, capacity: int, overlap: bool = True) -> list[tuple[int, int]]:
     """Cover all sentences with few blocks of at most ``capacity`` tokens.
 
     lengths: tokens per sentence, in reading order.
     Returns half-open (start, stop) sentence spans. A block that ends early also
-    reaches back over used sentences: context instead of padding.
+    reaches back over used sentences: context instead of padding. Without ``overlap`` it does not.
 
     >>> pack_sentences([700, 300, 500], capacity=1024)
     [(0, 2), (1, 3)]
 
     Raises ValueError on a sentence over ``capacity``: cut it before packing.
     """
-    if lengths and max(lengths) > capacity:
+    if len(lengths) and max(lengths) > capacity:
         raise ValueError(f"a sentence has {max(lengths)} tokens, a sample holds {capacity}; cut it before packing")
+    edges = [0, *np.cumsum(lengths).tolist()]
     spans, start = [], 0
     while start < len(lengths):
-        stop, used = start, 0
-        while stop < len(lengths) and used + lengths[stop] <= capacity:
-            used += lengths[stop]
-            stop += 1
-        first = start
-        while first > 0 and used + lengths[first - 1] <= capacity:
-            first -= 1
-            used += lengths[first]
-        spans.append((first, stop))
+        stop = bisect_right(edges, edges[start] + capacity) - 1
+        spans.append((bisect_left(edges, edges[stop] - capacity) if overlap else start, stop))
         start = stop
     return spans

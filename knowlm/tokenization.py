@@ -2,10 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from knowlm.files import read_json, require_file
+
+SPACE = "▁"  # how SentencePiece writes a space
+# What a fast engine must encode as the slow one does before it is trusted.
+TRIAL = (
+    "床前明月光，\n 疑是<s>地上霜</s>。  “两个  空格”\t😀é\u00a0ﬁ ﷺ \x00\r\n",
+    "  Dr. Li's café cost $3.50 (i.e. 2%)!!! <unk> https://example.org/a_b?c=1&d=e\n\n\n\tEND.",
+    "def f(x: int) -> dict[str, int]:\n    return {'a': x ** 2, \"b\": 0xFF}  # über\n\n\nclass A:\n\t\tpass\n",
+    "12345678901234567890 aaaaaaaaaaaaaaaaaaaaaaaa ……——《》 한국어 العربية עברית ไทย ' ▁",
+)
 
 
 class CorpusTokenizer:
@@ -13,7 +26,8 @@ class CorpusTokenizer:
 
     path: a SentencePiece ``tokenizer.model``, a ``tokenizer.json``, or a folder with one of them
     (the ``tokenizer.json`` is taken first).
-    Attributes: ``bos``, ``eos`` (ids), ``vocab_size`` (pieces), ``sha256`` of the file.
+    Attributes: ``bos``, ``eos`` (ids), ``vocab_size`` (pieces), ``sha256`` of the file; ``engine``, the library that
+    encodes: gigatoken if it gives the same ids as the tokenizer's own library on a trial, else that one.
     """
 
     def __init__(self, path: str | Path):
@@ -25,8 +39,9 @@ class CorpusTokenizer:
             if not found:
                 raise ValueError(f"{path}: holds neither tokenizer.json nor tokenizer.model; name the tokenizer's file")
             path = found[0]
+        self._path = require_file(path)
         self._backend: Any = None
-        self.sha256 = hashlib.sha256(require_file(path).read_bytes()).hexdigest()
+        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         if path.suffix == ".json":
             self._load_json(path)
         else:
@@ -65,44 +80,97 @@ class CorpusTokenizer:
             raise ValueError(f"{path}: defines no beginning- or end-of-text token")
         self._backend, self._is_sentencepiece = backend, True
 
+    @cached_property
+    def _fast(self) -> "FastEncoder | None":
+        try:
+            fast = FastEncoder(self._path)
+            right = [ids.tolist() for ids in fast.encode_batch(TRIAL)] == [self.encode(text)[0] for text in TRIAL]
+        except (ImportError, RuntimeError, ValueError):  # not installed, or it doesn't know such a tokenizer
+            return None
+        return fast if right else None
+
+    @property
+    def engine(self) -> str:
+        return "gigatoken" if self._fast else "sentencepiece" if self._is_sentencepiece else "tokenizers"
+
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         """Ids of ``text`` without BOS and EOS, and the character offset at which each token begins."""
         if self._is_sentencepiece:
-            pieces = self._backend.encode(text, out_type="immutable_proto").pieces
-            return [piece.id for piece in pieces], [piece.begin for piece in pieces]
+            encoded = self._backend.encode(text, return_type="offset_mapping")
+            return encoded["ids"], [start for start, _ in encoded["offsets"]]
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def decode(self, ids: list[int]) -> str:
-        """The text of ``ids`` without BOS and EOS."""
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Ids (tokens,) of each text, without BOS and EOS."""
+        if not self._fast or not texts:
+            return [np.array(self.encode(text)[0], np.uint32) for text in texts]
+        return self._fast.encode_batch(texts)
+
+    def token_starts(self, text: str, ids: np.ndarray) -> np.ndarray:
+        """The byte in the UTF-8 of ``text`` at which each of its tokens, (tokens,), begins; where a character takes
+        several tokens, its first byte for all of them.
+        """
+        content = text.encode()
+        if self._fast and len(ids):
+            stops = np.cumsum(self._fast.token_bytes[ids]) - self._fast.prefix
+            if stops[-1] == len(content):
+                starts = np.concatenate([[0], np.maximum(stops[:-1], 0)])
+                return starts if text.isascii() else at_characters(starts, content)
+        return byte_offsets(text, np.array(self.encode(text)[1], np.int64))  # they don't add up: it holds a ▁
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ``ids`` without BOS and EOS; the space that begins an inner piece of a document stays."""
         inner = [i for i in ids if i not in (self.bos, self.eos)]
-        return self._backend.decode(inner)
+        text = self._backend.decode(inner)
+        if not inner or ids[0] == self.bos:
+            return text
+        piece = (self._backend.id_to_piece if self._is_sentencepiece else self._backend.id_to_token)(inner[0])
+        return f" {text}" if piece.startswith(SPACE) else text
 
 
-def parse_document(line: str, fields: list[str] | None = None) -> str:
-    """The text of one corpus line: plain text, or a JSON object's known fields joined by line breaks.
+class FastEncoder:
+    """gigatoken, loaded without special tokens. ``prefix``: bytes that it puts before a text, 0 or 1."""
 
-    The field sets of the published sources are tried in turn; ``fields`` names others.
+    def __init__(self, path: Path):
+        import gigatoken
+        from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
-    >>> parse_document('{"title": "静夜思", "content": "床前明月光"}')
-    '静夜思\\n床前明月光'
+        if path.suffix == ".json":
+            settings = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            settings = json.loads(sentencepiece_to_tokenizer_json(path.read_bytes()))
+        settings["added_tokens"] = [token for token in settings.get("added_tokens", ()) if not token["special"]]
+        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(settings))
+        vocabulary = self._tokenizer.vocab
+        space = SPACE.encode() if settings["model"].get("byte_fallback") else b" "
+        self.token_bytes = np.zeros(max(vocabulary) + 1, np.int64)
+        for token, content in vocabulary.items():
+            self.token_bytes[token] = len(content.replace(space, b" "))
+        self.prefix = int(self.token_bytes[self.encode_batch(["a"])[0]].sum()) - 1
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
+        return np.split(np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:-1])
+
+
+def at_characters(starts: np.ndarray, content: bytes) -> np.ndarray:
+    """Byte offsets in the UTF-8 ``content``, those inside a character moved to where it begins."""
+    encoded = np.frombuffer(content, np.uint8)
+    inside = np.flatnonzero(encoded[starts] & 0xC0 == 0x80)
+    while len(inside):
+        starts[inside] -= 1
+        inside = inside[encoded[starts[inside]] & 0xC0 == 0x80]
+    return starts
+
+
+def byte_offsets(text: str, characters: np.ndarray) -> np.ndarray:
+    """Where characters begin in the UTF-8 of ``text``; ``len(text)`` is its end.
+
+    >>> byte_offsets("a你好", np.array([1, 2, 3])).tolist()
+    [1, 4, 7]
     """
-    if not line.lstrip().startswith("{"):
-        return line.rstrip("\r\n")
-    record = json.loads(line)
-    for wanted in (
-        [fields]
-        if fields
-        else [
-            ["title", "content"],
-            ["title", "text"],
-            ["text"],
-            ["content"],
-            ["instruction", "input", "output"],
-            ["instruction", "output"],
-            ["input", "output"],
-        ]
-    ):
-        if all(isinstance(record.get(name), str) for name in wanted):
-            return "\n".join(record[name] for name in wanted if record[name])
-    raise ValueError(f"none of the known text fields in {sorted(record)}; name them with --text_fields")
+    if text.isascii():
+        return characters
+    encoded = np.frombuffer(text.encode(), np.uint8)
+    return np.append(np.flatnonzero(encoded & 0xC0 != 0x80), len(encoded))[characters]

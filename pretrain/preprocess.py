@@ -5,17 +5,23 @@
         --save_path ./data --save_prefix poems
     python pretrain/preprocess.py --mode merge --merge_path_prefix "['data/poems','data/code']" \\
         --merge_path_type "[0,1]" --new_path_prefix data/merged
-    python pretrain/preprocess.py --mode read --read_path_prefix data/merged
+    python pretrain/preprocess.py --mode read --read_path_prefix data/merged --tokenizer_path ./converted
+    python pretrain/preprocess.py --mode stats --read_path_prefix data/merged
 
-Input: one document a line, plain text or JSON. Output: PREFIX.bin .idx .dis .tmp .json (see knowlm/corpus.py).
-A document is encoded as a whole, cut at ends of sentences, and packed greedily into samples of --seq_length tokens.
+Input: one document a line, plain text or JSON, also .gz, .zst and .parquet. Output: PREFIX.bin .idx .dis .tmp .json
+.ledger (see knowlm/corpus.py) and PREFIX.rejected.jsonl, if lines had to be left out. A document is encoded as a whole,
+cut at ends of sentences, and packed greedily into samples of --seq_length tokens. A killed run goes on when its command
+is repeated; the result is the same, whatever the number of workers.
 """
 
 import argparse
 import ast
-import re
 import sys
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -25,46 +31,60 @@ import numpy as np
 from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, run
-from knowlm.corpus import LENGTH, Corpus, CorpusWriter, merge_corpora
-from knowlm.files import require_file
-from knowlm.packing import pack_sentences, sentence_ends, token_lengths
-from knowlm.tokenization import CorpusTokenizer, parse_document
+from knowlm.corpus import LENGTH, REJECTED, Corpus, CorpusWriter, merge_corpora
+from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
+from knowlm.files import replacing
+from knowlm.sources import Chunk, find_sources, looks_like_json, read_chunks
+from knowlm.tokenization import CorpusTokenizer
 
 
 def main() -> None:
     args = parse_args()
-    {"write": write, "merge": merge, "read": read}[args.mode](args)
+    {"write": write, "merge": merge, "read": read, "stats": stats}[args.mode](args)
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--mode", choices=["write", "merge", "read"], required=True)
+    parser.add_argument("--mode", choices=["write", "merge", "read", "stats"], required=True)
     group = parser.add_argument_group("write")
-    group.add_argument("--file_path", help="text file, one document a line, plain or JSON")
+    group.add_argument("--file_path", nargs="+", help="text files or globs, one document a line, plain or JSON")
+    group.add_argument(
+        "--input_format", choices=["text", "json"], help="what a line is (default: what each file's first line is)"
+    )
     group.add_argument(
         "--language",
-        choices=["english", "chinese", "code"],
+        choices=["english", "chinese", "code", "auto"],
         default="english",
-        help="how sentences end; chinese also suits mixed text (default: english)",
+        help="how sentences end; chinese also suits mixed text, auto looks at each document (default: english)",
     )
     group.add_argument("--do_split_sentences", action="store_true", help="cut at ends of sentences, not anywhere")
     group.add_argument("--do_keep_newlines", action="store_true", help="keep line breaks; else they become one space")
     group.add_argument("--seq_length", type=int, default=1024, help="most tokens in a sample (default: 1024)")
     group.add_argument(
+        "--overlap",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let a short last sample of a document reach back over sentences that were used (default: yes)",
+    )
+    group.add_argument(
         "--min_sample_tokens", type=int, default=20, help="samples of so many tokens or fewer are dropped (default: 20)"
     )
     group.add_argument("--num_workers", type=int, default=1, help="processes (default: 1); the result is the same")
     group.add_argument("--tokenizer_path", help="tokenizer.model, tokenizer.json, or the folder of a model")
-    group.add_argument("--text_fields", help="comma-separated JSON fields to join, if not the usual ones")
+    group.add_argument("--text_fields", default="", help="comma-separated JSON fields to join, if not the usual ones")
+    group.add_argument("--text_template", default="", help=r'or a text with fields in it: "{title}\n{content}"')
     group.add_argument("--save_path", default=".", help="folder for the corpus (default: .)")
     group.add_argument("--save_prefix", help="name of the corpus in that folder")
     group.add_argument("--num_per_doc", type=int, default=-1, help="most samples from one document; -1: all")
+    group.add_argument("--strict", action="store_true", help="stop at a line that can't be read")
+    group.add_argument("--no-ledger", action="store_true", help="don't keep where samples come from, 28 bytes each")
     group = parser.add_argument_group("merge")
     group.add_argument("--merge_path_prefix", help="list of corpus prefixes: \"['a','b']\"")
     group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
     group.add_argument("--new_path_prefix", help="prefix of the joined corpus")
-    group = parser.add_argument_group("read")
+    group = parser.add_argument_group("read, stats")
     group.add_argument("--read_path_prefix", help="prefix of a corpus")
+    group.add_argument("--sample", type=int, default=0, help="first sample to show (default: 0)")
     group.add_argument(
         "--num_samples",
         type=int,
@@ -76,89 +96,114 @@ def parse_args() -> argparse.Namespace:
         "write": ["file_path", "tokenizer_path", "save_prefix"],
         "merge": ["merge_path_prefix", "new_path_prefix"],
         "read": ["read_path_prefix"],
+        "stats": ["read_path_prefix"],
     }[args.mode]
     missing = [name for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"--mode {args.mode} needs {', '.join('--' + name for name in missing)}")
-    if not 2 <= args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
-        parser.error("--seq_length must be 2 to 65535 and --num_workers at least 1")
+    if not 2 < args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
+        parser.error("--seq_length must be 3 to 65535 and --num_workers at least 1")
+    if args.text_fields and args.text_template:
+        parser.error("--text_fields and --text_template exclude each other")
     return args
 
 
 def write(args: argparse.Namespace) -> None:
-    source, prefix = require_file(args.file_path), str(Path(args.save_path) / args.save_prefix)
-    tokenizer = CorpusTokenizer(args.tokenizer_path)
+    sources, prefix = find_sources(args.file_path), str(Path(args.save_path) / args.save_prefix)
+    tokenizer, recipe = CorpusTokenizer(args.tokenizer_path), recipe_of(args)
+    if tokenizer.engine != "gigatoken":
+        print(f"{args.tokenizer_path}: encoded with {tokenizer.engine}, gigatoken doesn't fit", file=sys.stderr)
     settings = {
-        name: getattr(args, name)
-        for name in (
-            "language",
-            "do_split_sentences",
-            "do_keep_newlines",
-            "seq_length",
-            "min_sample_tokens",
-            "num_per_doc",
-        )
-    }
-    settings |= {
-        "source": source.name,
+        **asdict(recipe),
+        "sources": [{"path": str(source), "bytes": source.stat().st_size} for source in sources],
+        "input_format": args.input_format,
         "vocab_size": tokenizer.vocab_size,
         "tokenizer_sha256": tokenizer.sha256,
         "bos": tokenizer.bos,
         "eos": tokenizer.eos,
     }
-    counts: Counter[str] = Counter()
+    with CorpusWriter(prefix, settings, ledger=not args.no_ledger) as corpus:
+        done = corpus.progress or {"source": 0, "stop": 0, "line": 1, "counts": {}}
+        if corpus.progress:
+            print(f"{prefix}: going on behind {corpus.num_samples} samples", file=sys.stderr)
+        counts = {path: Counter(of_source) for path, of_source in done["counts"].items()}
+        chunks = read_sources(sources, args.input_format, done)
+        total = sum(source.stat().st_size for source in sources)
+        with tqdm(total=total, unit="B", unit_scale=True, desc=args.save_prefix, disable=None) as bar:
+            for encoded in encode_all(chunks, args, tokenizer, recipe):
+                chunk, path = encoded.chunk, str(sources[encoded.chunk.source])
+                if encoded.rejected and args.strict:
+                    first = encoded.rejected[0]
+                    raise ValueError(f"{path}, line {first['line']}: {first['reason']}; mend it, or leave out --strict")
+                corpus.add(encoded.ids, encoded.lengths, encoded.ledger)
+                corpus.reject([{"file": path, **row} for row in encoded.rejected])
+                counts.setdefault(path, Counter()).update(encoded.counts)
+                corpus.commit({"source": chunk.source, "stop": chunk.stop, "line": chunk.next_line, "counts": counts})
+                bar.update(chunk.size)
+    of_all: Counter[str] = sum(counts.values(), Counter())
+    print(f"{prefix}: {summary(of_all)}" + (f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""))
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    settings = {name: getattr(args, name) for name in Recipe.__dataclass_fields__}
+    settings["text_fields"] = [name.strip() for name in args.text_fields.split(",") if name.strip()]
+    settings["text_template"] = args.text_template.replace(r"\n", "\n").replace(r"\t", "\t")
+    return Recipe(**settings)
+
+
+def read_sources(sources: list[Path], input_format: str | None, done: dict) -> Iterator[Chunk]:
+    """The chunks behind those that are done."""
+    for number, source in enumerate(sources):
+        if number >= done["source"]:
+            start, line = (done["stop"], done["line"]) if number == done["source"] else (0, 1)
+            is_json = input_format == "json" if input_format else looks_like_json(source)
+            yield from read_chunks(source, number, is_json, start, line)
+
+
+def encode_all(
+    chunks: Iterator[Chunk], args: argparse.Namespace, tokenizer: CorpusTokenizer, recipe: Recipe
+) -> Iterator[EncodedChunk]:
+    """Encoded chunks in order; few are in memory at once."""
+    if args.num_workers == 1:
+        yield from (encode_chunk(chunk, tokenizer, recipe) for chunk in chunks)
+        return
     # The start method is spawn: workers share nothing with this process but the arguments.
-    with (
-        get_context("spawn").Pool(args.num_workers, _start_worker, (args,)) as pool,
-        source.open("rb") as lines,
-        CorpusWriter(prefix, settings) as corpus,
-        tqdm(total=source.stat().st_size, unit="B", unit_scale=True, desc=source.name, disable=None) as bar,
-    ):
-        for size, samples, dropped, problem in pool.imap(_encode_line, enumerate(lines, 1), chunksize=16):
-            bar.update(size)
-            if problem:
-                counts["bad lines"] += 1
-                if counts["bad lines"] <= 5:  # the last line of output tells how many there were
-                    bar.write(f"{source}: {problem}; skipped", file=sys.stderr)
-            for sample in samples:
-                corpus.add(sample, tokenizer.bos, tokenizer.eos)
-            counts["documents"] += bool(samples)
-            counts["short samples"] += dropped
-    print(
-        f"{prefix}: {len(corpus.lengths)} samples, {corpus.num_tokens} tokens from {counts['documents']} documents; "
-        f"{counts['short samples']} short samples dropped, {counts['bad lines']} bad lines skipped"
+    with ProcessPoolExecutor(
+        args.num_workers, get_context("spawn"), start_worker, (args.tokenizer_path, recipe)
+    ) as pool:
+        waiting: deque[Future] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(pool.submit(work, chunk))
+                if len(waiting) > 2 * args.num_workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise OSError(
+                "a worker was killed, perhaps for want of memory; take fewer --num_workers and repeat the command: "
+                "it goes on"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def start_worker(tokenizer_path: str, recipe: Recipe) -> None:
+    global worker_tokenizer, worker_recipe
+    worker_tokenizer, worker_recipe = CorpusTokenizer(tokenizer_path), recipe
+
+
+def work(chunk: Chunk) -> EncodedChunk:
+    return encode_chunk(chunk, worker_tokenizer, worker_recipe)
+
+
+def summary(counts: Counter) -> str:
+    repeated = counts["tokens with repetition"] / max(counts["tokens of documents"], 1) - 1
+    return (
+        f"{counts['samples']} samples, {counts['tokens']} tokens ({repeated:.1%} repeated) "
+        f"from {counts['documents']} documents; {counts['short samples']} short samples dropped, "
+        f"{counts['rejected lines']} bad lines skipped"
     )
-
-
-def _start_worker(args: argparse.Namespace) -> None:
-    global _args, _tokenizer
-    _args, _tokenizer = args, CorpusTokenizer(args.tokenizer_path)
-
-
-def _encode_line(numbered: tuple[int, bytes]) -> tuple[int, list[np.ndarray], int, str]:
-    """Bytes read, samples, number of samples dropped as short, and what was wrong with the line."""
-    number, line = numbered
-    try:
-        text = parse_document(line.decode("utf-8"), _args.text_fields and _args.text_fields.split(","))
-    except ValueError as error:  # json and unicode errors are ValueErrors
-        return len(line), [], 0, f"line {number}: {error}"
-    if not _args.do_keep_newlines:
-        text = re.sub(r"\s*\n\s*", " " if _args.language == "english" else "", text)
-    if not text.strip():
-        return len(line), [], 0, ""
-    ids, starts = _tokenizer.encode(text)
-    ends = sentence_ends(text, _args.language) if _args.do_split_sentences else [len(text)]
-    lengths = token_lengths(ends, starts, _args.seq_length - 2)  # BOS and EOS take a place each
-    lengths[0] += 1
-    lengths[-1] += 1
-    ids = np.array([_tokenizer.bos, *ids, _tokenizer.eos])
-    edges = np.concatenate([[0], np.cumsum(lengths)])
-    spans = pack_sentences(lengths, _args.seq_length)
-    samples = [ids[edges[first] : edges[stop]] for first, stop in spans]
-    if _args.num_per_doc >= 0:
-        samples = samples[: _args.num_per_doc]
-    kept = [sample for sample in samples if len(sample) > _args.min_sample_tokens]
-    return len(line), kept, len(samples) - len(kept), ""
 
 
 def merge(args: argparse.Namespace) -> None:
@@ -190,13 +235,47 @@ def read(args: argparse.Namespace) -> None:
         raise ValueError(
             f"{args.read_path_prefix} was made with another tokenizer than {args.tokenizer_path}; name that one"
         )
-    print(
-        f"{args.read_path_prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens, "
+    if not 0 <= args.sample < len(corpus):
+        raise ValueError(f"--sample {args.sample}: {args.read_path_prefix} has samples 0 to {len(corpus) - 1}")
+    print(overview(corpus))
+    for number in range(args.sample, min(args.sample + args.num_samples, len(corpus))):
+        ids, origin = corpus[number].tolist(), corpus.origin(number)
+        where = f", {origin[0]} line {origin[1]}, bytes {origin[2]}–{origin[3]} of its text" if origin else ""
+        print(f"--- sample {number}: {len(ids)} tokens{where}\n{tokenizer.decode(ids) if tokenizer else ids}")
+
+
+def overview(corpus: Corpus) -> str:
+    return (
+        f"{corpus.prefix}: {len(corpus)} samples, {len(corpus.tokens)} tokens, "
         f"{corpus.lengths.min()}–{corpus.lengths.max()} a sample; samples per type {corpus.type_counts}"
     )
-    for number in range(min(args.num_samples, len(corpus))):
-        ids = corpus[number].tolist()
-        print(f"--- sample {number}: {len(ids)} tokens\n{tokenizer.decode(ids) if tokenizer else ids}")
+
+
+def stats(args: argparse.Namespace) -> None:
+    """Counts by source, and a picture of the samples' lengths."""
+    corpus = Corpus(args.read_path_prefix)
+    print(overview(corpus))
+    for path, counts in corpus.settings.get("counts", {}).items():
+        print(f"{path}: {summary(Counter(counts))}")
+    for part in corpus.settings.get("parts", []):
+        print(f"{part['prefix']}: type {part['type']}, {part['samples']} samples")
+    picture = Path(f"{args.read_path_prefix}.lengths.png")
+    draw_lengths(corpus.lengths, picture)
+    print(f"{picture}: histogram of the samples' lengths")
+
+
+def draw_lengths(lengths: np.ndarray, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
+    axes.hist(lengths, bins=min(64, int(lengths.max())))
+    axes.set(xlabel="tokens of a sample", ylabel="samples")
+    with replacing(path) as partial:
+        figure.savefig(partial, format="png", dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

@@ -50,6 +50,25 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def sentencepiece_model(tmp_path_factory) -> Path:
+    """A SentencePiece BPE model with byte fallback and LLaMA's special ids and settings."""
+    import sentencepiece
+
+    folder = tmp_path_factory.mktemp("sentencepiece")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_prefix=str(folder / "tokenizer"),
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    return folder / "tokenizer.model"
+
+
+@pytest.fixture(scope="session")
 def tiny_llama(tiny_tokenizer, tmp_path_factory) -> Path:
     """The folder of a random two-layer Llama of 0.2 million weights, with its tokenizer."""
     import torch

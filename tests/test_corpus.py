@@ -6,13 +6,13 @@ import torch
 
 from knowlm.corpus import Corpus, CorpusWriter, merge_corpora, read_counts, write_counts
 
-SETTINGS = {"vocab_size": 1000, "tokenizer_sha256": "x", "seq_length": 8}
+SETTINGS = {"vocab_size": 1000, "tokenizer_sha256": "x", "seq_length": 8, "bos": 1, "eos": 2}
 
 
 def write(prefix, samples, **settings):
     with CorpusWriter(prefix, SETTINGS | settings) as corpus:
         for sample in samples:
-            corpus.add(np.array(sample), bos=1, eos=2)
+            corpus.add(np.array(sample), [len(sample)])
     return str(prefix)
 
 
@@ -76,7 +76,7 @@ def test_a_truncated_file_is_named(tmp_path, suffix, message):
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(RuntimeError), CorpusWriter(tmp_path / "a", SETTINGS) as corpus:
-        corpus.add(np.array([1, 2]), 1, 2)
+        corpus.add(np.array([1, 2]), [2])
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 

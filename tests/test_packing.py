@@ -1,10 +1,12 @@
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from nltk.tokenize.punkt import PunktSentenceTokenizer
 
-from knowlm.packing import pack_sentences, sentence_ends, token_lengths
+from knowlm.packing import _punkt, pack_sentences, sentence_ends, token_lengths
 
 TEXTS = st.text(alphabet="ab .?!；。！？\n”中文😀é\r\t", max_size=80)
 
@@ -63,9 +65,34 @@ def test_a_closing_quote_stays_with_its_chinese_sentence():
     assert [text[a:b] for a, b in pairwise([0, *sentence_ends(text, "chinese")])] == ["他说：“你好！”", "然后走了。"]
 
 
-@given(st.lists(st.integers(0, 30), max_size=30).map(sorted), st.lists(st.integers(1, 30), min_size=1, max_size=6))
+@given(
+    st.lists(st.integers(0, 30), min_size=1, max_size=30).map(sorted),
+    st.lists(st.integers(1, 30), min_size=1, max_size=6),
+)
 def test_token_lengths_lose_no_token_and_keep_to_the_capacity(starts, ends):
-    ends = sorted({*ends, 31})
-    lengths = token_lengths(ends, starts, capacity=4)
+    lengths = token_lengths(np.array(sorted({*ends, 31})), np.array(starts), capacity=4)
     assert sum(lengths) == len(starts)
-    assert all(length <= 4 for length in lengths)
+    assert all(0 < length <= 4 for length in lengths)
+
+
+def test_a_long_sentence_is_cut_between_characters():
+    starts = np.array([0, 1, 1, 1, 4, 4, 4, 7, 7, 7])  # three characters of three tokens each behind one
+    lengths = token_lengths(np.array([10]), starts, capacity=5)
+    assert lengths.tolist() == [4, 3, 3]
+
+
+@given(st.lists(st.integers(1, 9), max_size=12))
+def test_without_overlap_nothing_is_repeated(lengths):
+    spans = pack_sentences(lengths, capacity=10, overlap=False)
+    assert [i for first, stop in spans for i in range(first, stop)] == list(range(len(lengths)))
+
+
+WORDS = ["Dr.", "Li", "left.", "p.m.", "U.S.", "J.", "3.", "1990.", "Really?", "No!", "(So.)", "...", "ab.", "St."]
+
+
+@given(st.lists(st.sampled_from([*WORDS, "\n"]) | st.text(alphabet="aB.?!('\" 1", max_size=5), max_size=14))
+def test_english_ends_are_those_of_punkt(words):
+    text = " ".join(words)
+    plain = PunktSentenceTokenizer(_punkt()._params)
+    ends = [end for _, end in plain.span_tokenize(text) if 0 < end < len(text)]
+    assert sentence_ends(text, "english") == ([*ends, len(text)] if text else [])

@@ -1,10 +1,25 @@
+import gzip
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+import numpy as np
+import psutil
+import pyarrow
 import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+from pyarrow import parquet
 
 from knowlm.corpus import Corpus
-from knowlm.tokenization import CorpusTokenizer, parse_document
+from knowlm.corpus_builder import Recipe, encode_chunk
+from knowlm.sources import Chunk, parse_document
+from knowlm.tokenization import CorpusTokenizer
 
+REPOSITORY = Path(__file__).resolve().parents[1]
 TEXTS = [
     "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。",
     "Marie Curie was born in Warsaw. She won two prizes. Emoji 😀 too!",
@@ -23,29 +38,24 @@ def source(tmp_path):
     return path
 
 
-def write(run_script, source, tokenizer, tmp_path, *flags):
-    result = run_script(
+def command(source, tokenizer, folder, *flags):
+    return [
         "pretrain/preprocess.py",
-        "--mode",
-        "write",
-        "--file_path",
-        source,
-        "--language",
-        "chinese",
-        "--do_split_sentences",
-        "--do_keep_newlines",
-        "--tokenizer_path",
-        tokenizer,
-        "--save_path",
-        tmp_path,
-        "--save_prefix",
-        "out",
-        "--min_sample_tokens",
-        0,
-        *flags,
-    )
+        *["--mode", "write", "--file_path", source, "--language", "chinese", "--tokenizer_path", tokenizer],
+        *["--do_split_sentences", "--do_keep_newlines", "--save_path", folder, "--save_prefix", "out"],
+        *["--min_sample_tokens", 0, *flags],
+    ]
+
+
+def write(run_script, source, tokenizer, folder, *flags):
+    result = run_script(*command(source, tokenizer, folder, *flags))
     assert result.returncode == 0, result.stderr
-    return Corpus(tmp_path / "out"), result
+    return Corpus(folder / "out"), result
+
+
+def texts_of(corpus, tokenizer):
+    tokenizer = CorpusTokenizer(tokenizer)
+    return [tokenizer.decode(corpus[i].tolist()) for i in range(len(corpus))]
 
 
 def test_no_text_is_lost_or_changed(run_script, source, tiny_llama, tmp_path):
@@ -69,13 +79,126 @@ def test_workers_change_nothing(run_script, source, tiny_llama, tmp_path):
     assert alone == {suffix: (tmp_path / f"out{suffix}").read_bytes() for suffix in (".bin", ".idx")}
 
 
-def test_bad_lines_are_counted_and_named(run_script, tiny_llama, tmp_path):
+def test_bad_lines_are_kept_with_what_is_wrong(run_script, tiny_llama, tmp_path):
     source = tmp_path / "texts.jsonl"
     source.write_bytes(b'{"text": "good enough"}\n{"text": \n\xff\xfe\n\n{"other": "x"}\n')
     corpus, result = write(run_script, source, tiny_llama, tmp_path)
     assert len(corpus) == 1
-    assert "3 bad lines skipped" in result.stdout
-    assert "line 2" in result.stderr and "line 3" in result.stderr and "line 5" in result.stderr
+    assert f"3 bad lines skipped, see {tmp_path / 'out.rejected.jsonl'}" in result.stdout
+    rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert [(row["file"], row["line"]) for row in rejected] == [(str(source), line) for line in (2, 3, 5)]
+    assert "none of the known text fields in ['other']" in rejected[2]["reason"]
+
+
+def test_strict_stops_at_a_bad_line(run_script, tiny_llama, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    result = run_script(*command(tmp_path / "texts.jsonl", tiny_llama, tmp_path, "--strict"))
+    assert result.returncode == 1
+    assert f"{tmp_path / 'texts.jsonl'}, line 2: " in result.stderr
+    assert not (tmp_path / "out.bin").exists()
+
+
+def test_an_empty_file_is_told(run_script, tiny_llama, tmp_path):
+    (tmp_path / "empty.txt").touch()
+    result = run_script(*command(tmp_path / "empty.txt", tiny_llama, tmp_path))
+    assert result.returncode == 1 and "no sample is left to write" in result.stderr
+    assert not [path.name for path in tmp_path.glob("out*")]
+
+
+def test_every_kind_of_file_gives_the_same_corpus(run_script, source, tiny_llama, tmp_path):
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(source.read_bytes()))
+    (tmp_path / "a.jsonl.zst").write_bytes(zstandard.compress(source.read_bytes()))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    (tmp_path / "b.jsonl").write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\n", b"\r\n"))
+    plain, _ = write(run_script, source, tiny_llama, tmp_path / "plain")
+    for name in ("a.jsonl.gz", "a.jsonl.zst", "a.parquet", "b.jsonl"):
+        other, _ = write(run_script, tmp_path / name, tiny_llama, tmp_path / name.replace(".", ""))
+        assert np.array_equal(other.tokens, plain.tokens) and np.array_equal(other.lengths, plain.lengths)
+
+
+def test_a_damaged_archive_is_named(run_script, source, tiny_llama, tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(source.read_bytes())[:-20])
+    result = run_script(*command(tmp_path / "a.gz", tiny_llama, tmp_path))
+    assert result.returncode == 1
+    assert f"{tmp_path / 'a.gz'}: can't be read to its end" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_many_files_and_a_template(run_script, tiny_llama, tmp_path):
+    for name in "ba":
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"q": f"What is {name}?", "a": "A letter."}) + "\n")
+    template = ["--text_template", r"Q: {q}\nA: {a}"]
+    corpus, _ = write(run_script, tmp_path / "*.jsonl", tiny_llama, tmp_path, *template)
+    assert texts_of(corpus, tiny_llama) == [f"Q: What is {name}?\nA: A letter." for name in "ab"]
+    assert corpus.origin(1) == (str(tmp_path / "b.jsonl"), 1, 0, len("Q: What is b?\nA: A letter."))
+
+
+def test_lines_of_a_text_file_stay_as_they_are(run_script, sentencepiece_model, tmp_path):
+    lines = ["  indented", "a\ttab", '{"text": "json in it"}', "“引号”！"]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    corpus, _ = write(run_script, tmp_path / "a.txt", sentencepiece_model, tmp_path)
+    assert texts_of(corpus, sentencepiece_model) == lines
+
+
+PARTS = ["你好。", "She left. ", "x = 1\n", "\r\n", "😀", "𠮷", "  ", "é!", "床前明月光，", "</s>", "▁"]
+
+
+@given(
+    st.lists(st.lists(st.sampled_from(PARTS), min_size=1).map("".join), min_size=1, max_size=6),
+    st.integers(10, 30),
+    st.booleans(),
+)
+def test_nothing_is_lost_whatever_the_text(sentencepiece_model, texts, seq_length, overlap):
+    tokenizer = CorpusTokenizer(sentencepiece_model)
+    recipe = Recipe("chinese", True, True, seq_length, overlap, min_sample_tokens=0)
+    data = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    encoded = encode_chunk(Chunk(0, True, 1, 1 + len(texts), len(data), len(data), data), tokenizer, recipe)
+    covered = {}
+    stops = np.cumsum(encoded.lengths)
+    for stop, length, (_, line, first, last) in zip(stops, encoded.lengths, encoded.ledger.tolist(), strict=True):
+        assert length <= seq_length
+        content = texts[line - 1].encode()[first:last].decode()
+        # SentencePiece itself can't tell ▁ from a space
+        assert tokenizer.decode(encoded.ids[stop - length : stop].tolist()) == content.replace("▁", " ")
+        assert first <= covered.get(line, 0) and (overlap or first == covered.get(line, 0))
+        covered[line] = last
+    assert covered == {line: len(text.encode()) for line, text in enumerate(texts, 1) if text.strip()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(source, tiny_llama, tmp_path, run_script):
+    source.write_bytes(source.read_bytes() * 20_000)  # several chunks
+    write(run_script, source, tiny_llama, tmp_path / "whole", "--seq_length", 24)
+    interrupted = [sys.executable, *map(str, command(source, tiny_llama, tmp_path / "cut", "--seq_length", 24))]
+    journal, commits = tmp_path / "cut/out.journal", 0
+    for _ in range(2):  # killed twice, behind some commit each time
+        process = subprocess.Popen(interrupted, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while process.poll() is None and (not journal.is_file() or journal.read_bytes().count(b"\n") < commits + 2):
+            time.sleep(0.01)
+        assert process.poll() is None, "it ended before it was killed"
+        process.kill()
+        process.wait()
+        commits = journal.read_bytes().count(b"\n")
+        assert not (tmp_path / "cut/out.bin").exists()
+    _, result = write(run_script, source, tiny_llama, tmp_path / "cut", "--seq_length", 24, "--num_workers", 2)
+    assert "going on behind" in result.stderr
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {"out.bin", "out.idx", "out.dis", "out.tmp", "out.json", "out.ledger"} == set(files)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == files
+
+
+def test_a_killed_worker_is_told(source, tiny_llama, tmp_path):
+    source.write_bytes(source.read_bytes() * 20_000)
+    arguments = [sys.executable, *map(str, command(source, tiny_llama, tmp_path, "--num_workers", 2))]
+    process = subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+    workers = []
+    while len(workers) < 2:
+        children = psutil.Process(process.pid).children()
+        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        time.sleep(0.05)
+    workers[0].kill()
+    _, words = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "a worker was killed" in words and "it goes on" in words
 
 
 def test_merge_refuses_what_is_no_list(run_script):
@@ -116,4 +239,4 @@ def test_read_shows_texts(run_script, source, tiny_llama, tmp_path):
     ],
 )
 def test_the_published_fields_are_known(line, text):
-    assert parse_document(line) == text
+    assert parse_document(line, line.startswith("{")) == text

@@ -23,10 +23,11 @@ def corpus(tmp_path):
     """A corpus of two types whose text repeats, so that a few steps lower its loss."""
     generator = np.random.default_rng(0)
     for name, count in (("a", 24), ("b", 8)):
-        with CorpusWriter(tmp_path / name, {"vocab_size": 600, "tokenizer_sha256": "x"}) as writer:
+        with CorpusWriter(tmp_path / name, {"vocab_size": 600, "tokenizer_sha256": "x", "bos": 1, "eos": 2}) as writer:
             for _ in range(count):
                 start = int(generator.integers(10, 20))
-                writer.add(np.array([1, *range(start, start + int(generator.integers(8, 24))), 2]), 1, 2)
+                sample = [1, *range(start, start + int(generator.integers(8, 24))), 2]
+                writer.add(np.array(sample), [len(sample)])
     merge_corpora([str(tmp_path / "a"), str(tmp_path / "b")], [0, 1], str(tmp_path / "corpus"))
     return tmp_path / "corpus"
 
@@ -175,8 +176,8 @@ def test_an_unknown_flag_and_a_missing_corpus_are_one_line_each(tiny_llama, corp
 
 
 def test_a_corpus_of_a_larger_vocabulary_is_refused(tiny_llama, tmp_path):
-    with CorpusWriter(tmp_path / "large", {"vocab_size": 32_000}) as writer:
-        writer.add(np.array([1, 20_000, 2]), 1, 2)
+    with CorpusWriter(tmp_path / "large", {"vocab_size": 32_000, "bos": 1, "eos": 2}) as writer:
+        writer.add(np.array([1, 20_000, 2]), [3])
     result = train(tiny_llama, tmp_path / "large", tmp_path / "out")
     assert result.returncode == 1 and "made with a tokenizer of 32000 pieces" in result.stderr
 
