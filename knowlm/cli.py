@@ -1,6 +1,7 @@
 """How every script starts: one line for a user's mistake, no work behind a misspelled flag."""
 
 import argparse
+import ctypes
 import inspect
 import logging
 import os
@@ -34,6 +35,12 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def end_with_parent() -> None:
+    """In a child process: be killed when its parent is, so as not to disturb the parent's next run (Linux only)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 class ArgumentParser(argparse.ArgumentParser):

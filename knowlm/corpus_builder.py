@@ -52,7 +52,8 @@ def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> En
         ids, size = np.concatenate([begin, inner, end]), len(text.encode())
         starts, spans = np.array([0]), [(0, len(ids))]
         if len(ids) > recipe.seq_length:
-            starts = np.concatenate([[0], tokenizer.token_starts(text, inner), [size]])
+            starts = np.pad(tokenizer.token_starts(text, inner), 1)
+            starts[-1] = size
             spans = cut_document(text, starts, recipe)
         counts["tokens of documents"] += len(ids)
         counts["tokens with repetition"] += sum(stop - start for start, stop in spans)

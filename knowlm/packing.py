@@ -1,9 +1,12 @@
 """Cut documents into training samples: whole sentences, few samples, each as long as it can be."""
 
 import re
+import string
 from bisect import bisect_left, bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
@@ -44,20 +47,77 @@ def sentence_ends(text: str, language: str) -> list[int]:
     if language == "chinese":
         ends = [match.end() for match in CHINESE_END.finditer(text)]
     else:
-        ends = [end for _, end in _punkt().span_tokenize(text)]
+        ends = punkt_ends(text)
         if language == "code":  # a line is a natural unit too
             ends = sorted({*ends, *(match.start() for match in re.finditer(r"\n", text))})
     ends = [end for end in ends if 0 < end < len(text)]
     return [*ends, len(text)]
 
 
+def punkt_ends(text: str) -> list[int]:
+    """Where nltk's Punkt (Kiss & Strunk 2006) ends the sentences of an English text, its last character aside.
+
+    The same ends as ``PunktSentenceTokenizer.span_tokenize``, several times as fast: one scan for marks that may end a
+    sentence, and Punkt asked only where it may say no.
+    """
+    candidate, closing, is_end = _punkt()
+    spans, begin = [], 0  # of sentences, without the white space between them
+    for stop, after, context_start in _marks(candidate, text):
+        if is_end(text, context_start, stop, after):
+            spans.append((begin, stop))
+            begin = after.start("next_tok") if after["next_tok"] else stop
+    spans.append((begin, len(text.rstrip())))
+    ends, skipped = [], 0
+    for (begin, stop), (next_begin, next_stop) in pairwise(spans):
+        closed = closing.match(text, next_begin, next_stop) if next_begin < next_stop else None
+        if closed:  # quotes and brackets behind the mark belong to its sentence
+            ends.append(next_begin + len(closed[0].rstrip()))
+        elif begin + skipped < stop:
+            ends.append(stop)
+        skipped = closed.end() - next_begin if closed else 0
+    return ends
+
+
+def _marks(candidate, text: str) -> Iterator[tuple[int, Any, int]]:
+    """(end, match, where the word before it begins) of each mark; of several behind one word the last."""
+    start = stop = 0
+    last = None
+    for match in candidate.finditer(text):
+        position = match.start()
+        space = max(text.rfind(character, stop, position) for character in string.whitespace)
+        word = space + 1 if space > stop else start
+        if last and stop <= word:
+            yield last.end(), last, start
+        last, start, stop = match, word, position
+    if last:
+        yield last.end(), last, start
+
+
 @cache
 def _punkt():
-    """nltk's Punkt (Kiss & Strunk 2006) with its English parameters, read from a package without pickles.
+    """(pattern of marks, pattern of closing quotes, whether a mark ends a sentence) of Punkt with English parameters.
 
-    Whether a sentence ends between two words depends on these alone, so the decision is remembered. Behind a plain
-    word it needn't be asked for: Punkt sees no end only behind abbreviations, initials, numbers and collocations.
+    Behind a plain word a mark ends a sentence: Punkt sees no end only behind abbreviations, initials, numbers and
+    collocations. What it says of the others depends on two words alone, so that is remembered.
     """
+    import regex
+
+    punkt = load_punkt()
+    special = punkt._params.abbrev_types | {first for first, _ in punkt._params.collocations}
+    decide = lru_cache(MEMO)(punkt.text_contains_sentbreak)
+
+    def is_end(text: str, start: int, stop: int, after) -> bool:
+        word = PLAIN_END.match(text, start)
+        if word and word.end() == stop + 1 and (word[1] is None or word[1].lower() not in special):
+            return True
+        return decide(text[start:stop] + after["after_tok"])
+
+    mark, closing = punkt._lang_vars.period_context_re(), punkt._lang_vars.re_boundary_realignment
+    return *(regex.compile(pattern.pattern, pattern.flags) for pattern in (mark, closing)), is_end
+
+
+def load_punkt():
+    """nltk's Punkt with its English parameters, read from a package without pickles."""
     from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
     from punkt.data import english
 
@@ -66,16 +126,7 @@ def _punkt():
     parameters.collocations = set(english.COLLOCATIONS)
     parameters.sent_starters = set(english.SENT_STARTERS)
     parameters.ortho_context.update(english.ORTHO_CONTEXT)
-    punkt = PunktSentenceTokenizer(parameters)
-    special = parameters.abbrev_types | {first for first, _ in parameters.collocations}
-    decide = lru_cache(MEMO)(punkt.text_contains_sentbreak)
-
-    def ends_sentence(context: str) -> bool:
-        word = PLAIN_END.match(context)
-        return bool(word and (word[1] is None or word[1].lower() not in special)) or decide(context)
-
-    punkt.text_contains_sentbreak = ends_sentence
-    return punkt
+    return PunktSentenceTokenizer(parameters)
 
 
 def token_lengths(ends: np.ndarray, starts: np.ndarray, capacity: int) -> np.ndarray:

@@ -113,9 +113,11 @@ class CorpusTokenizer:
         """
         content = text.encode()
         if self._fast and len(ids):
-            stops = np.cumsum(self._fast.token_bytes[ids]) - self._fast.prefix
-            if stops[-1] == len(content):
-                starts = np.concatenate([[0], np.maximum(stops[:-1], 0)])
+            starts = np.zeros(len(ids) + 1, np.int64 if len(content) >> 30 else np.int32)
+            np.cumsum(self._fast.token_bytes[ids], out=starts[1:])
+            np.subtract(starts, self._fast.prefix, out=starts)
+            if starts[-1] == len(content):
+                starts = np.maximum(starts[:-1], 0, out=starts[:-1])
                 return starts if text.isascii() else at_characters(starts, content)
         return byte_offsets(text, np.array(self.encode(text)[1], np.int64))  # they don't add up: it holds a ▁
 
@@ -144,7 +146,7 @@ class FastEncoder:
         self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(settings))
         vocabulary = self._tokenizer.vocab
         space = SPACE.encode() if settings["model"].get("byte_fallback") else b" "
-        self.token_bytes = np.zeros(max(vocabulary) + 1, np.int64)
+        self.token_bytes = np.zeros(max(vocabulary) + 1, np.uint16)
         for token, content in vocabulary.items():
             self.token_bytes[token] = len(content.replace(space, b" "))
         self.prefix = int(self.token_bytes[self.encode_batch(["a"])[0]].sum()) - 1

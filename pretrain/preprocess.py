@@ -16,6 +16,7 @@ is repeated; the result is the same, whatever the number of workers.
 
 import argparse
 import ast
+import signal
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 import numpy as np
 from tqdm import tqdm
 
-from knowlm.cli import ArgumentParser, run
+from knowlm.cli import ArgumentParser, end_with_parent, run
 from knowlm.corpus import LENGTH, REJECTED, Corpus, CorpusWriter, merge_corpora
 from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
 from knowlm.files import replacing
@@ -167,10 +168,8 @@ def encode_all(
     if args.num_workers == 1:
         yield from (encode_chunk(chunk, tokenizer, recipe) for chunk in chunks)
         return
-    # The start method is spawn: workers share nothing with this process but the arguments.
-    with ProcessPoolExecutor(
-        args.num_workers, get_context("spawn"), start_worker, (args.tokenizer_path, recipe)
-    ) as pool:
+    # Forked workers have the tokenizer already; loading it again takes each as long as 10 MB of text.
+    with ProcessPoolExecutor(args.num_workers, get_context("fork"), start_worker, (tokenizer, recipe)) as pool:
         waiting: deque[Future] = deque()
         try:
             for chunk in chunks:
@@ -188,9 +187,11 @@ def encode_all(
             pool.shutdown(cancel_futures=True)
 
 
-def start_worker(tokenizer_path: str, recipe: Recipe) -> None:
+def start_worker(*shared) -> None:
     global worker_tokenizer, worker_recipe
-    worker_tokenizer, worker_recipe = CorpusTokenizer(tokenizer_path), recipe
+    end_with_parent()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers so
+    worker_tokenizer, worker_recipe = shared
 
 
 def work(chunk: Chunk) -> EncodedChunk:

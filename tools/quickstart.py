@@ -6,13 +6,11 @@ Every step is a script of the README. A step that is done is not done again; a k
 from its last checkpoint. Output: report.md, metrics.json and every step's files in the output folder.
 """
 
-import ctypes
 import hashlib
 import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -27,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # the checkout holds knowlm/
 
 from quickstart_report import POEM, collect, report, summary
 
-from knowlm.cli import ArgumentParser, run
+from knowlm.cli import ArgumentParser, end_with_parent, run
 from knowlm.files import read_json, require_space, write_json, write_text
 from knowlm.models import check_model_folder, cpu_multiplies_bf16
 
@@ -156,7 +154,7 @@ def do_step(step: Step, number: str, out: Path, fingerprint: str) -> None:
 def run_command(command: list[str]) -> int:
     """Run a script; returns its peak memory in bytes. A failure ends the quickstart with the script's own message."""
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT, preexec_fn=end_with_quickstart
+        [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT, preexec_fn=end_with_parent
     )
     try:
         _, status, usage = os.wait4(process.pid, 0)
@@ -171,12 +169,6 @@ def run_command(command: list[str]) -> int:
             "mend what it says above, then run ./quickstart.sh again: it goes on here"
         )
     return usage.ru_maxrss * 1024
-
-
-def end_with_quickstart() -> None:
-    """In a child: be killed when the quickstart is, so that it doesn't write beside the next one's (Linux only)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
 if __name__ == "__main__":

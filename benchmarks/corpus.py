@@ -1,0 +1,114 @@
+"""How fast corpora are built: pretrain/preprocess.py against a plain builder and against the tokenizer alone.
+
+    python benchmarks/corpus.py --tokenizer_path tokenizer.model
+    python benchmarks/corpus.py --tokenizer_path tokenizer.model --english docs.jsonl --chinese texts.jsonl
+
+The plain builder encodes sentence by sentence with SentencePiece and packs with Python lists, in one process; the
+tokenizer alone encodes whole documents with SentencePiece and writes nothing. CPU seconds count start-up and all
+processes, so ratios hold on a busy machine; MB are bytes of the JSONL files.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from multiprocessing import get_context
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
+
+import numpy as np
+from texts import ROOT, write_texts
+
+from knowlm.cli import ArgumentParser, run
+
+LANGUAGES = ("english", "code", "chinese")
+
+
+def main() -> None:
+    args = parse_args()
+    if args.only:
+        kind, language, file, tokenizer, out = args.only
+        {"plain": build_plainly, "tokenizer": encode_only}[kind](language, Path(file), tokenizer, Path(out))
+        return
+    print("| texts | builder | CPU s | MB per CPU s | wall s | peak MB | CPU time against ours |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with get_context("spawn").Pool(1) as apart:  # its memory would count as that of every process begun later
+            files = apart.apply(write_texts, (Path(folder), args.megabytes))
+        for language in LANGUAGES:
+            measure(language, Path(getattr(args, language) or files[language]), args.tokenizer_path, Path(folder))
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--tokenizer_path", help="SentencePiece tokenizer.model")
+    for language in LANGUAGES:
+        parser.add_argument(f"--{language}", help='JSONL of {"text"} (default: see benchmarks/texts.py)')
+    parser.add_argument("--megabytes", type=int, default=30, help="size of the default texts (default: 30)")
+    parser.add_argument("--only", nargs=5, metavar="X", help="for this script itself: one run of a compared builder")
+    return parser.parse_args()
+
+
+def measure(language: str, file: Path, tokenizer: str, folder: Path) -> None:
+    flags = ["--do_split_sentences", "--do_keep_newlines", "--tokenizer_path", tokenizer, "--save_path", folder]
+    ours = [ROOT / "pretrain/preprocess.py", "--mode", "write", "--file_path", file, "--language", language, *flags]
+    compared = [[__file__, "--only", kind, language, file, tokenizer, folder / kind] for kind in ("plain", "tokenizer")]
+    commands = {
+        "ours, 2 workers": [*ours, "--num_workers", 2, "--save_prefix", "two"],
+        "ours, 1 worker": [*ours, "--save_prefix", "one"],
+        "plain": compared[0],
+        "SentencePiece alone": compared[1],
+    }
+    megabytes, base = file.stat().st_size / 1e6, 0.0
+    for name, command in commands.items():
+        cpu, wall, peak = measure_command(command)
+        base = base or cpu
+        figures = f"{cpu:.1f} | {megabytes / cpu:.1f} | {wall:.1f} | {peak / 1e6:.0f} | {cpu / base:.1f} ×"
+        print(f"| {language}, {megabytes:.0f} MB | {name} | {figures} |", flush=True)
+
+
+def measure_command(command: list) -> tuple[float, float, int]:
+    """CPU seconds of the command and the processes it waited for, wall seconds, peak bytes of its largest process."""
+    before = os.times()
+    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise ValueError(f"{command[0]} ended with code {process.returncode}")
+    return usage.ru_utime + usage.ru_stime, os.times().elapsed - before.elapsed, usage.ru_maxrss * 1024
+
+
+def build_plainly(language: str, file: Path, tokenizer: str, out: Path) -> None:
+    """Every sentence on its own, everything in memory, as one would write it first."""
+    import re
+
+    import sentencepiece
+
+    from knowlm.packing import CHINESE_END, load_punkt, pack_sentences
+
+    pieces, punkt = sentencepiece.SentencePieceProcessor(tokenizer), load_punkt()
+    samples = []
+    for line in file.open(encoding="utf-8"):
+        text = json.loads(line)["text"]
+        if language == "chinese":
+            sentences = [part for part in re.split(f"({CHINESE_END.pattern})", text) if part]
+        else:
+            sentences = [text[start:stop] for start, stop in punkt.span_tokenize(text)]
+        encoded = [pieces.encode(sentence)[:1022] for sentence in sentences]
+        for first, stop in pack_sentences([len(ids) for ids in encoded], 1022):
+            samples.append([1, *(i for ids in encoded[first:stop] for i in ids), 2])
+    np.concatenate([np.array(sample, np.uint16) for sample in samples]).tofile(out)
+
+
+def encode_only(language: str, file: Path, tokenizer: str, out: Path) -> None:
+    import sentencepiece
+
+    pieces = sentencepiece.SentencePieceProcessor(tokenizer)
+    for line in file.open(encoding="utf-8"):
+        pieces.encode(json.loads(line)["text"])
+
+
+if __name__ == "__main__":
+    run(main)
