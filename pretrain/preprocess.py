@@ -112,8 +112,6 @@ def parse_args() -> argparse.Namespace:
 def write(args: argparse.Namespace) -> None:
     sources, prefix = find_sources(args.file_path), str(Path(args.save_path) / args.save_prefix)
     tokenizer, recipe = CorpusTokenizer(args.tokenizer_path), recipe_of(args)
-    if tokenizer.engine != "gigatoken":
-        print(f"{args.tokenizer_path}: encoded with {tokenizer.engine}, gigatoken doesn't fit", file=sys.stderr)
     settings = {
         **asdict(recipe),
         "sources": [{"path": str(source), "bytes": source.stat().st_size} for source in sources],
@@ -142,7 +140,8 @@ def write(args: argparse.Namespace) -> None:
                 corpus.commit({"source": chunk.source, "stop": chunk.stop, "line": chunk.next_line, "counts": counts})
                 bar.update(chunk.size)
     of_all: Counter[str] = sum(counts.values(), Counter())
-    print(f"{prefix}: {summary(of_all)}" + (f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""))
+    rejected = f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""
+    print(f"{prefix}: {summary(of_all)}{rejected}; encoded by {tokenizer.engine}")
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

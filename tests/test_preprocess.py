@@ -232,6 +232,14 @@ def test_read_shows_texts(run_script, source, tiny_llama, tmp_path):
     assert "床前明月光" in result.stdout
 
 
+def test_stats_counts_sources_and_draws_lengths(run_script, source, tiny_llama, tmp_path):
+    write(run_script, source, tiny_llama, tmp_path)
+    result = run_script("pretrain/preprocess.py", "--mode", "stats", "--read_path_prefix", tmp_path / "out")
+    assert result.returncode == 0, result.stderr
+    assert f"{source}: 5 samples" in result.stdout
+    assert (tmp_path / "out.lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("line", "text"),
     [
