@@ -53,7 +53,7 @@ def test_where_the_fast_engine_does_not_fit_sentencepiece_encodes(tmp_path):
         sentence_iterator=iter(["the quick brown fox", "jumps over the lazy dog"] * 9),
         model_prefix=str(tmp_path / "unigram"),
         model_type="unigram",
-        vocab_size=40,
+        vocab_size=30,
         minloglevel=2,
     )
     tokenizer = CorpusTokenizer(tmp_path / "unigram.model")
