@@ -71,7 +71,6 @@ class Corpus:
             raise ValueError(
                 f"{prefix}.dis: counts {sum(self.type_counts)} samples, the index {count}; merge the corpora again"
             )
-
         self.ledger = self._open_ledger(Path(f"{prefix}.ledger"), count)
 
     def _open_ledger(self, path: Path, count: int) -> np.ndarray | None:
@@ -101,14 +100,15 @@ class CorpusWriter:
 
     settings: what the sidecar keeps besides counts; ``vocab_size`` decides the token dtype, ``bos`` and ``eos`` are
     ids. After a kill or a failure a writer of the same prefix and settings goes on behind the last ``commit``:
-    ``progress`` is what that was told, None at the start.
+    ``progress`` is what every ``commit`` was told, from the first. ``counts`` go into the sidecar.
     """
 
     def __init__(self, prefix: str | Path, settings: dict, ledger: bool = False):
         self.prefix, self.settings = str(prefix), json.loads(json.dumps(settings))
         self.dtype = token_dtype(settings["vocab_size"])
         self.has_ledger = ledger
-        self.progress: dict | None = None
+        self.progress: list[dict] = []
+        self.counts: dict = {}
         self.num_samples = self.num_tokens = 0
         self.edges = [0, 0, 0, 0]  # samples with BOS only, EOS only, neither, both
         self._is_whole = False
@@ -117,32 +117,28 @@ class CorpusWriter:
 
     def __enter__(self) -> "CorpusWriter":
         Path(self.prefix).parent.mkdir(parents=True, exist_ok=True)
-        record = self._last_record()
-        sizes = dict.fromkeys(self._paths, 0)
-        if record:
-            self.progress, self._is_whole, sizes = record["progress"], record["is_whole"], record["sizes"]
-            self.num_samples, self.num_tokens, self.edges = (record[n] for n in ("num_samples", "num_tokens", "edges"))
-        else:
-            write_text(self._journal, json.dumps(self.settings) + "\n")
+        sizes = self._recall() or dict.fromkeys(self._paths, 0)
         self._log = self._journal.open("ab")
         self._files: dict[str, BinaryIO] = {}
         for name, path in {} if self._is_whole else self._paths.items():
-            self._files[name] = path.open("r+b" if record else "wb")
+            self._files[name] = path.open("r+b" if self.progress else "wb")
             self._files[name].truncate(sizes[name])
             self._files[name].seek(sizes[name])
         return self
 
-    def _last_record(self) -> dict | None:
-        """What the last whole ``commit`` of a run with these settings wrote."""
-        if not self._journal.is_file():
+    def _recall(self) -> dict[str, int] | None:
+        """Take up what a run with the same settings committed, if there was one; the sizes of its files."""
+        header = json.dumps([self.settings, self.has_ledger]).encode() + b"\n"
+        lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.is_file() else []
+        records = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]  # else the kill cut it off
+        if lines[:1] != [header] or not records:
+            write_text(self._journal, header.decode())
             return None
-        records = []
-        for line in self._journal.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError:  # the kill cut it off
-                break
-        return records[-1] if len(records) > 1 and records[0] == self.settings else None
+        os.truncate(self._journal, sum(map(len, lines[: len(records) + 1])))
+        self.progress, last = [record["progress"] for record in records], records[-1]
+        self.num_samples, self.num_tokens, self.edges = (last[name] for name in ("num_samples", "num_tokens", "edges"))
+        self._is_whole = last["is_whole"]
+        return last["sizes"]
 
     def add(self, ids: np.ndarray, lengths: Sequence[int] | np.ndarray, ledger: np.ndarray | None = None) -> None:
         """ids: (tokens,) of all samples one after another; lengths: (samples,), at most 65,535 each;
@@ -194,17 +190,18 @@ class CorpusWriter:
             os.fsync(self._log.fileno())
         except OSError as error:
             raise self._told(error) from None
-        self.progress, self._is_whole = progress, is_whole
+        self.progress.append(progress)
+        self._is_whole = is_whole
 
     def __exit__(self, error_type, *_) -> None:
         if not error_type and self.num_samples and not self._is_whole:
-            self.commit(self.progress or {}, is_whole=True)
+            self.commit(self.progress[-1] if self.progress else {}, is_whole=True)
         for file in [self._log, *self._files.values()]:
             with suppress(OSError):  # a full disk again; the journal knows what is safe
                 file.close()
         if self._is_whole:
             self._publish()
-        elif self.progress is None or not (error_type or self.num_samples):
+        elif not self.progress or not (error_type or self.num_samples):
             for path in (*self._paths.values(), self._journal):
                 path.unlink(missing_ok=True)
         if not error_type and not self.num_samples:
@@ -216,8 +213,8 @@ class CorpusWriter:
             write_index(self.prefix, [np.memmap(self._paths[".lengths"], LENGTH, "r")])
             write_counts(f"{self.prefix}.dis", [self.num_samples])
             write_counts(f"{self.prefix}.tmp", self.edges)
-            counts = {"num_samples": self.num_samples, "num_tokens": self.num_tokens, "knowlm": __version__}
-            counts |= {"counts": (self.progress or {}).get("counts", {})}
+            counts: dict = {"num_samples": self.num_samples, "num_tokens": self.num_tokens, "knowlm": __version__}
+            counts["counts"] = self.counts
             write_json(f"{self.prefix}.json", {**self.settings, "dtype": self.dtype.str, **counts})
         for name in (".ledger", REJECTED, ".bin"):
             path = self._paths[name]

@@ -7,6 +7,8 @@
         --merge_path_type "[0,1]" --new_path_prefix data/merged
     python pretrain/preprocess.py --mode read --read_path_prefix data/merged --tokenizer_path ./converted
     python pretrain/preprocess.py --mode stats --read_path_prefix data/merged
+    python pretrain/preprocess.py --mode remove --read_path_prefix data/merged --new_path_prefix data/without \\
+        --remove_documents pretrain/data/chinese_poems.jsonl:3
 
 Input: one document a line, plain text or JSON, also .gz, .zst and .parquet. Output: PREFIX.bin .idx .dis .tmp .json
 .ledger (see knowlm/corpus.py) and PREFIX.rejected.jsonl, if lines had to be left out. A document is encoded as a whole,
@@ -34,6 +36,7 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, end_with_parent, run
 from knowlm.corpus import LENGTH, REJECTED, Corpus, CorpusWriter, merge_corpora
 from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
+from knowlm.corpus_removal import parse_ranges, remains, remove_samples, samples_of_documents
 from knowlm.files import replacing
 from knowlm.sources import Chunk, find_sources, looks_like_json, read_chunks
 from knowlm.tokenization import CorpusTokenizer
@@ -41,12 +44,12 @@ from knowlm.tokenization import CorpusTokenizer
 
 def main() -> None:
     args = parse_args()
-    {"write": write, "merge": merge, "read": read, "stats": stats}[args.mode](args)
+    {"write": write, "merge": merge, "read": read, "stats": stats, "remove": remove}[args.mode](args)
 
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--mode", choices=["write", "merge", "read", "stats"], required=True)
+    parser.add_argument("--mode", choices=["write", "merge", "read", "stats", "remove"], required=True)
     group = parser.add_argument_group("write")
     group.add_argument("--file_path", nargs="+", help="text files or globs, one document a line, plain or JSON")
     group.add_argument(
@@ -82,8 +85,17 @@ def parse_args() -> argparse.Namespace:
     group = parser.add_argument_group("merge")
     group.add_argument("--merge_path_prefix", help="list of corpus prefixes: \"['a','b']\"")
     group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
-    group.add_argument("--new_path_prefix", help="prefix of the joined corpus")
-    group = parser.add_argument_group("read, stats")
+    group.add_argument("--new_path_prefix", help="prefix of the new corpus")
+    group = parser.add_argument_group("remove")
+    group.add_argument("--remove_samples", nargs="+", default=[], metavar="N", help="numbers or ranges: 7 10-20")
+    group.add_argument(
+        "--remove_documents",
+        nargs="+",
+        default=[],
+        metavar="FILE:LINE",
+        help="documents: a.jsonl:7-9",
+    )
+    group = parser.add_argument_group("read, stats, remove")
     group.add_argument("--read_path_prefix", help="prefix of a corpus")
     group.add_argument("--sample", type=int, default=0, help="first sample to show (default: 0)")
     group.add_argument(
@@ -98,10 +110,13 @@ def parse_args() -> argparse.Namespace:
         "merge": ["merge_path_prefix", "new_path_prefix"],
         "read": ["read_path_prefix"],
         "stats": ["read_path_prefix"],
+        "remove": ["read_path_prefix", "new_path_prefix"],
     }[args.mode]
     missing = [name for name in needed if getattr(args, name) is None]
     if missing:
         parser.error(f"--mode {args.mode} needs {', '.join('--' + name for name in missing)}")
+    if args.mode == "remove" and not (args.remove_samples or args.remove_documents):
+        parser.error("--mode remove needs --remove_samples, --remove_documents or both")
     if not 2 < args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
         parser.error("--seq_length must be 3 to 65535 and --num_workers at least 1")
     if args.text_fields and args.text_template:
@@ -122,10 +137,10 @@ def write(args: argparse.Namespace) -> None:
         "eos": tokenizer.eos,
     }
     with CorpusWriter(prefix, settings, ledger=not args.no_ledger) as corpus:
-        done = corpus.progress or {"source": 0, "stop": 0, "line": 1, "counts": {}}
         if corpus.progress:
             print(f"{prefix}: going on behind {corpus.num_samples} samples", file=sys.stderr)
-        counts = {path: Counter(of_source) for path, of_source in done["counts"].items()}
+        counts = {str(sources[past["source"]]): Counter(past["counts"]) for past in corpus.progress}
+        done = corpus.progress[-1] if corpus.progress else {"source": 0, "stop": 0, "line": 1}
         chunks = read_sources(sources, args.input_format, done)
         total = sum(source.stat().st_size for source in sources)
         with tqdm(total=total, unit="B", unit_scale=True, desc=args.save_prefix, disable=None) as bar:
@@ -137,8 +152,10 @@ def write(args: argparse.Namespace) -> None:
                 corpus.add(encoded.ids, encoded.lengths, encoded.ledger)
                 corpus.reject([{"file": path, **row} for row in encoded.rejected])
                 counts.setdefault(path, Counter()).update(encoded.counts)
-                corpus.commit({"source": chunk.source, "stop": chunk.stop, "line": chunk.next_line, "counts": counts})
+                place = {"source": chunk.source, "stop": chunk.stop, "line": chunk.next_line}
+                corpus.commit({**place, "counts": counts[path]})
                 bar.update(chunk.size)
+        corpus.counts = counts
     of_all: Counter[str] = sum(counts.values(), Counter())
     rejected = f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""
     print(f"{prefix}: {summary(of_all)}{rejected}; encoded by {tokenizer.engine}")
@@ -276,6 +293,26 @@ def draw_lengths(lengths: np.ndarray, path: Path) -> None:
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=150)
     pyplot.close(figure)
+
+
+def remove(args: argparse.Namespace) -> None:
+    """A new corpus without some samples; then look for them in it."""
+    corpus = Corpus(args.read_path_prefix)
+    if Path(args.new_path_prefix).absolute() == Path(args.read_path_prefix).absolute():
+        raise ValueError(f"--new_path_prefix {args.new_path_prefix}: is the corpus itself; name another")
+    wanted = [np.arange(first, last + 1) for first, last in parse_ranges(args.remove_samples, "--remove_samples")]
+    numbers = np.unique(np.concatenate([*wanted, samples_of_documents(corpus, args.remove_documents)]).astype(int))
+    if numbers[-1] >= len(corpus):
+        raise ValueError(f"--remove_samples: {args.read_path_prefix} has samples 0 to {len(corpus) - 1}")
+    new = remove_samples(corpus, numbers, args.new_path_prefix)
+    left = remains(corpus, numbers, new)
+    print(f"{args.new_path_prefix}: {len(new)} samples, {len(numbers)} of {len(corpus)} removed")
+    if left:
+        raise ValueError(
+            f"{args.new_path_prefix}: samples {', '.join(map(str, left[:10]))} hold the same text as removed ones, "
+            "from other documents; remove these too"
+        )
+    print(f"{args.new_path_prefix}: none of its samples holds the text of a removed one")
 
 
 if __name__ == "__main__":

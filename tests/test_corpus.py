@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -79,6 +80,34 @@ def test_a_failed_write_leaves_nothing(tmp_path):
         corpus.add(np.array([1, 2]), [2])
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_that_the_kill_cut_off_is_taken_up_to_its_last_whole_line(tmp_path):
+    for number, error in ((5, KeyboardInterrupt), (6, KeyboardInterrupt), (7, None)):
+        with pytest.raises(error) if error else nullcontext(), CorpusWriter(tmp_path / "a", SETTINGS) as corpus:
+            assert corpus.progress == [{"at": past} for past in range(5, number)]
+            corpus.add(np.array([1, number, 2]), [3])
+            corpus.commit({"at": number})
+            corpus.add(np.array([1, 99, 2]), [3])
+            if error:
+                raise error
+        if error:
+            with (tmp_path / "a.journal").open("a") as journal:
+                journal.write('{"progress": {"at"')
+    assert [ids.tolist()[1] for ids in map(Corpus(tmp_path / "a").__getitem__, range(4))] == [5, 6, 7, 99]
+
+
+def test_other_settings_start_over(tmp_path):
+    for seq_length, error in ((8, KeyboardInterrupt), (9, None)):
+        settings = SETTINGS | {"seq_length": seq_length}
+        with pytest.raises(error) if error else nullcontext(), CorpusWriter(tmp_path / "a", settings) as corpus:
+            assert corpus.progress == []
+            corpus.add(np.array([1, seq_length, 2]), [3])
+            corpus.commit({})
+            if error:
+                raise error
+    assert [ids.tolist() for ids in [Corpus(tmp_path / "a")[0]]] == [[1, 9, 2]]
+    assert len(Corpus(tmp_path / "a")) == 1
 
 
 def test_counts_that_hold_code_are_not_run(tmp_path):

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -189,6 +190,20 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source, tiny_llama, tmp_path, ru
     assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == files
 
 
+def test_a_full_disk_is_told_and_the_next_run_goes_on(source, tiny_llama, tmp_path, run_script):
+    source.write_bytes(source.read_bytes() * 20_000)
+    write(run_script, source, tiny_llama, tmp_path / "whole")
+    words = " ".join(map(shlex.quote, map(str, command(source, tiny_llama, tmp_path / "full"))))
+    limited = f"ulimit -f 20000 && exec {sys.executable} {words}"  # no file over 20 MB
+    result = subprocess.run(["bash", "-c", limited], cwd=REPOSITORY, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "mend that, then run the same command again" in result.stderr and len(result.stderr.splitlines()) == 1
+    _, result = write(run_script, source, tiny_llama, tmp_path / "full")
+    assert "going on behind" in result.stderr
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    assert {path.name: path.read_bytes() for path in (tmp_path / "full").iterdir()} == files
+
+
 def test_a_killed_worker_is_told(source, tiny_llama, tmp_path):
     source.write_bytes(source.read_bytes() * 20_000)
     arguments = [sys.executable, *map(str, command(source, tiny_llama, tmp_path, "--num_workers", 2))]
@@ -230,6 +245,46 @@ def test_read_shows_texts(run_script, source, tiny_llama, tmp_path):
         tiny_llama,
     )
     assert "床前明月光" in result.stdout
+
+
+def test_a_removed_document_is_gone(run_script, source, tiny_llama, tmp_path):
+    corpus, _ = write(run_script, source, tiny_llama, tmp_path, "--seq_length", 24)
+    doomed = [i for i in range(len(corpus)) if corpus.origin(i)[1] in (1, 4)]
+    flags = ["--mode", "remove", "--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
+    result = run_script("pretrain/preprocess.py", *flags, "--remove_documents", f"{source}:1", f"{source}:4")
+    assert result.returncode == 0, result.stderr
+    assert "none of its samples holds the text of a removed one" in result.stdout
+    less, kept = Corpus(tmp_path / "less"), [i for i in range(len(corpus)) if i not in doomed]
+    assert len(doomed) > 1 and [ids.tolist() for ids in map(less.__getitem__, range(len(less)))] == [
+        corpus[i].tolist() for i in kept
+    ]
+    assert [less.origin(i) for i in range(len(less))] == [corpus.origin(i) for i in kept]
+
+
+def test_a_copy_of_a_removed_sample_is_told(run_script, source, tiny_llama, tmp_path):
+    source.write_bytes(source.read_bytes() * 2)
+    write(run_script, source, tiny_llama, tmp_path)
+    flags = ["--mode", "remove", "--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
+    result = run_script("pretrain/preprocess.py", *flags, "--remove_samples", "0-1")
+    assert result.returncode == 1
+    assert "samples 3, 4 hold the same text as removed ones" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--remove_samples", "99"], "has samples 0 to"),
+        (["--remove_samples", "a-b"], "a number or a range"),
+        (["--remove_documents", "other.jsonl:1"], "the corpus was made of"),
+        (["--remove_documents", "texts.jsonl:99"], "the corpus was made of"),
+    ],
+)
+def test_what_can_not_be_removed_is_told(run_script, source, tiny_llama, tmp_path, flags, message):
+    write(run_script, source, tiny_llama, tmp_path)
+    paths = ["--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
+    result = run_script("pretrain/preprocess.py", "--mode", "remove", *paths, *flags)
+    assert result.returncode == 1 and message in result.stderr
+    assert not list(tmp_path.glob("less*"))
 
 
 def test_stats_counts_sources_and_draws_lengths(run_script, source, tiny_llama, tmp_path):
