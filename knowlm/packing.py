@@ -55,7 +55,7 @@ def sentence_ends(text: str, language: str) -> list[int]:
 
 
 def punkt_ends(text: str) -> list[int]:
-    """Where nltk's Punkt (Kiss & Strunk 2006) ends the sentences of an English text, its last character aside.
+    """Where nltk's Punkt (Kiss & Strunk 2006) ends the sentences of an English text, but for the last one.
 
     The same ends as ``PunktSentenceTokenizer.span_tokenize``, several times as fast: one scan for marks that may end a
     sentence, and Punkt asked only where it may say no.
@@ -66,7 +66,8 @@ def punkt_ends(text: str) -> list[int]:
         if is_end(text, context_start, stop, after):
             spans.append((begin, stop))
             begin = after.start("next_tok") if after["next_tok"] else stop
-    spans.append((begin, len(text.rstrip())))
+    last = len(text.rstrip())
+    spans.append((begin, last))
     ends, skipped = [], 0
     for (begin, stop), (next_begin, next_stop) in pairwise(spans):
         closed = closing.match(text, next_begin, next_stop) if next_begin < next_stop else None
@@ -75,7 +76,7 @@ def punkt_ends(text: str) -> list[int]:
         elif begin + skipped < stop:
             ends.append(stop)
         skipped = closed.end() - next_begin if closed else 0
-    return ends
+    return [end for end in ends if end < last]
 
 
 def _marks(candidate, text: str) -> Iterator[tuple[int, Any, int]]:
@@ -109,7 +110,7 @@ def _punkt():
     def is_end(text: str, start: int, stop: int, after) -> bool:
         word = PLAIN_END.match(text, start)
         if word and word.end() == stop + 1 and (word[1] is None or word[1].lower() not in special):
-            return True
+            return bool(after["next_tok"].strip()) or decide(text[start:stop] + after["after_tok"])
         return decide(text[start:stop] + after["after_tok"])
 
     mark, closing = punkt._lang_vars.period_context_re(), punkt._lang_vars.re_boundary_realignment

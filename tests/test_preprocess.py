@@ -166,6 +166,7 @@ def test_nothing_is_lost_whatever_the_text(sentencepiece_model, texts, seq_lengt
     assert covered == {line: len(text.encode()) for line, text in enumerate(texts, 1) if text.strip()}
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bytes(source, tiny_llama, tmp_path, run_script):
     source.write_bytes(source.read_bytes() * 20_000)  # several chunks
     write(run_script, source, tiny_llama, tmp_path / "whole", "--seq_length", 24)
@@ -190,6 +191,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(source, tiny_llama, tmp_path, ru
     assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_next_run_goes_on(source, tiny_llama, tmp_path, run_script):
     source.write_bytes(source.read_bytes() * 20_000)
     write(run_script, source, tiny_llama, tmp_path / "whole")
@@ -204,6 +206,7 @@ def test_a_full_disk_is_told_and_the_next_run_goes_on(source, tiny_llama, tmp_pa
     assert {path.name: path.read_bytes() for path in (tmp_path / "full").iterdir()} == files
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_told(source, tiny_llama, tmp_path):
     source.write_bytes(source.read_bytes() * 20_000)
     arguments = [sys.executable, *map(str, command(source, tiny_llama, tmp_path, "--num_workers", 2))]
