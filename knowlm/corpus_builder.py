@@ -84,15 +84,18 @@ def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterat
             rejected.append({"line": number, "reason": str(error), "text": line[:200].decode(errors="replace")})
             continue
         if not recipe.do_keep_newlines:
-            text = re.sub(r"\s*\n\s*", " " if recipe.language == "english" else "", text)
+            text = re.sub(r"\s*\n\s*", "" if language_of(text, recipe) == "chinese" else " ", text)
         if text.strip():
             yield number, text
 
 
+def language_of(text: str, recipe: Recipe) -> str:
+    return guess_language(text) if recipe.language == "auto" else recipe.language
+
+
 def cut_document(text: str, starts: np.ndarray, recipe: Recipe) -> list[tuple[int, int]]:
     """(first, last + 1) token of each sample. starts: byte offset of each token, BOS and EOS among them."""
-    language = guess_language(text) if recipe.language == "auto" else recipe.language
-    ends = sentence_ends(text, language) if recipe.do_split_sentences else [len(text)]
+    ends = sentence_ends(text, language_of(text, recipe)) if recipe.do_split_sentences else [len(text)]
     lengths = token_lengths(byte_offsets(text, np.array(ends)), starts, recipe.seq_length)
     edges = [0, *np.cumsum(lengths).tolist()]
     return [(edges[first], edges[stop]) for first, stop in pack_sentences(lengths, recipe.seq_length, recipe.overlap)]

@@ -98,8 +98,8 @@ def skip(text: IO[bytes], count: int) -> None:
     if isinstance(text, io.BufferedReader) and text.seekable():
         text.seek(count)
         return
-    while count:
-        count -= len(text.read(min(count, CHUNK_BYTES)))
+    while count and (passed := text.read(min(count, CHUNK_BYTES))):
+        count -= len(passed)
 
 
 class ParquetLines(io.RawIOBase):

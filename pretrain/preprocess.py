@@ -62,7 +62,9 @@ def parse_args() -> argparse.Namespace:
         help="how sentences end; chinese also suits mixed text, auto looks at each document (default: english)",
     )
     group.add_argument("--do_split_sentences", action="store_true", help="cut at ends of sentences, not anywhere")
-    group.add_argument("--do_keep_newlines", action="store_true", help="keep line breaks; else they become one space")
+    group.add_argument(
+        "--do_keep_newlines", action="store_true", help="keep line breaks; else a space, in Chinese nothing"
+    )
     group.add_argument("--seq_length", type=int, default=1024, help="most tokens in a sample (default: 1024)")
     group.add_argument(
         "--overlap",

@@ -17,7 +17,7 @@ from pyarrow import parquet
 
 from knowlm.corpus import Corpus
 from knowlm.corpus_builder import Recipe, encode_chunk
-from knowlm.sources import Chunk, parse_document
+from knowlm.sources import Chunk, parse_document, read_chunks
 from knowlm.tokenization import CorpusTokenizer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -116,6 +116,29 @@ def test_every_kind_of_file_gives_the_same_corpus(run_script, source, tiny_llama
     for name in ("a.jsonl.gz", "a.jsonl.zst", "a.parquet", "b.jsonl"):
         other, _ = write(run_script, tmp_path / name, tiny_llama, tmp_path / name.replace(".", ""))
         assert np.array_equal(other.tokens, plain.tokens) and np.array_equal(other.lengths, plain.lengths)
+
+
+@pytest.mark.parametrize("language", ["english", "code", "auto"])
+def test_without_line_breaks_words_stay_apart(run_script, tiny_llama, tmp_path, language):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "It rained.\nShe left\n the house."}) + "\n")
+    script, *flags = command(tmp_path / "a.jsonl", tiny_llama, tmp_path, "--language", language)
+    result = run_script(script, *[flag for flag in flags if flag != "--do_keep_newlines"])
+    assert result.returncode == 0, result.stderr
+    assert texts_of(Corpus(tmp_path / "out"), tiny_llama) == ["It rained. She left the house."]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".gz", ".zst", ".parquet"])
+def test_any_kind_of_file_is_gone_on_with_behind_a_chunk(suffix, tmp_path):
+    rows = [{"text": f"{number} " + "x" * 1000} for number in range(9000)]  # over two chunks
+    content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path = tmp_path / f"a{suffix}"
+    if suffix == ".parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    else:
+        path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(suffix, bytes)(content))
+    first, *rest = read_chunks(path, 0, True)
+    assert len(rest) > 1 and first.data + b"".join(chunk.data for chunk in rest) == content
+    assert list(read_chunks(path, 0, True, first.stop, first.next_line)) == rest
 
 
 def test_a_damaged_archive_is_named(run_script, source, tiny_llama, tmp_path):
@@ -279,13 +302,15 @@ def test_a_copy_of_a_removed_sample_is_told(run_script, source, tiny_llama, tmp_
         (["--remove_samples", "99"], "has samples 0 to"),
         (["--remove_samples", "a-b"], "a number or a range"),
         (["--remove_documents", "other.jsonl:1"], "the corpus was made of"),
-        (["--remove_documents", "texts.jsonl:99"], "the corpus was made of"),
+        (["--remove_documents", "{source}:99"], "no sample of"),
     ],
 )
 def test_what_can_not_be_removed_is_told(run_script, source, tiny_llama, tmp_path, flags, message):
     write(run_script, source, tiny_llama, tmp_path)
     paths = ["--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
-    result = run_script("pretrain/preprocess.py", "--mode", "remove", *paths, *flags)
+    result = run_script(
+        "pretrain/preprocess.py", "--mode", "remove", *paths, *[flag.format(source=source) for flag in flags]
+    )
     assert result.returncode == 1 and message in result.stderr
     assert not list(tmp_path.glob("less*"))
 
