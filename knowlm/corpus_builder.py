@@ -1,18 +1,21 @@
-"""From documents to samples: encode as a whole, cut at ends of sentences, pack."""
+"""From documents to samples: encode as a whole, cut at ends of sentences, pack; or sentence by sentence as in 2023."""
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from knowlm.corpus import LEDGER
-from knowlm.packing import guess_language, pack_sentences, sentence_ends, token_lengths
+from knowlm.corpus import LEDGER, token_dtype
+from knowlm.packing import Sample, pack_document
+from knowlm.packing_2023 import pack_as_in_2023
+from knowlm.sentences import guess_language, sentences_of_2023
 from knowlm.sources import Chunk, parse_document
-from knowlm.tokenization import CorpusTokenizer, byte_offsets
+from knowlm.tokenization import CorpusTokenizer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+LONG = 4_000_000  # characters; longer documents are encoded in parts
 
 
 @dataclass
@@ -28,6 +31,10 @@ class Recipe:
     num_per_doc: int = -1
     text_fields: list[str] = field(default_factory=list)
     text_template: str = ""
+    tokenize: str = "document"  # or sentence
+
+    def language_of(self, text: str) -> str:
+        return guess_language(text) if self.language == "auto" else self.language
 
 
 @dataclass
@@ -44,36 +51,32 @@ def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> En
     """The samples of a chunk's documents, in order."""
     rejected: list[dict] = []
     documents = list(read_documents(chunk, recipe, rejected))
-    samples, lengths, origins = [], [], []
+    chunk.data = b""  # neither needed here any more nor there
     counts = Counter({"documents": len(documents), "rejected lines": len(rejected)})
-    begin, end = np.array([tokenizer.bos], np.uint32), np.array([tokenizer.eos], np.uint32)
-    encoded = tokenizer.encode_batch([text for _, text in documents])
-    for (number, text), inner in zip(documents, encoded, strict=True):
-        ids, size = np.concatenate([begin, inner, end]), len(text.encode())
-        starts, spans = np.array([0]), [(0, len(ids))]
-        if len(ids) > recipe.seq_length:
-            starts = np.pad(tokenizer.token_starts(text, inner), 1)
-            starts[-1] = size
-            spans = cut_document(text, starts, recipe)
-        counts["tokens of documents"] += len(ids)
-        counts["tokens with repetition"] += sum(stop - start for start, stop in spans)
-        for start, stop in spans if recipe.num_per_doc < 0 else spans[: recipe.num_per_doc]:
-            if stop - start <= recipe.min_sample_tokens:
+    pack = pack_sentence_by_sentence if recipe.tokenize == "sentence" else pack_wholes
+    dtype, kept, lengths, origins = token_dtype(tokenizer.vocab_size), [], [], []
+    packed = pack([text for _, text in documents], tokenizer, recipe)
+    for (line, _), samples in zip(documents, packed, strict=True):
+        for number, sample in enumerate(samples):
+            counts["tokens of documents"] += len(sample.ids) - sample.repeated
+            counts["repeated tokens"] += sample.repeated
+            if 0 <= recipe.num_per_doc <= number:
+                continue
+            if len(sample.ids) <= recipe.min_sample_tokens:
                 counts["short samples"] += 1
                 continue
-            samples.append(ids[start:stop])
-            lengths.append(stop - start)
-            origins.append((chunk.source, number, starts[start], starts[stop] if stop < len(ids) else size))
-    counts["samples"], counts["tokens"] = len(samples), sum(lengths)
-    ids = np.concatenate(samples) if samples else np.empty(0, np.uint32)
-    chunk.data = b""  # it needn't travel back
+            kept.append(sample.ids)
+            lengths.append(len(sample.ids))
+            origins.append((chunk.source, line, sample.start, sample.stop))
+    counts["samples"], counts["tokens"] = len(kept), sum(lengths)
+    ids = np.concatenate(kept, dtype=dtype, casting="unsafe") if kept else np.empty(0, dtype)
     return EncodedChunk(chunk, ids, lengths, np.array(origins, LEDGER), rejected, counts)
 
 
 def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterator[tuple[int, str]]:
     """(line number, text) of every line that isn't blank; what can't be read goes to ``rejected``."""
-    data = chunk.data.removeprefix(BYTE_ORDER_MARK) if chunk.first_line == 1 else chunk.data
-    for number, line in enumerate(data.split(b"\n"), chunk.first_line):
+    lines = (chunk.data.removeprefix(BYTE_ORDER_MARK) if chunk.first_line == 1 else chunk.data).split(b"\n")
+    for number, line in enumerate(lines, chunk.first_line):
         line = line.rstrip(b"\r")
         if not line.strip():
             continue
@@ -83,19 +86,45 @@ def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterat
         except ValueError as error:  # json and unicode errors are ValueErrors
             rejected.append({"line": number, "reason": str(error), "text": line[:200].decode(errors="replace")})
             continue
-        if not recipe.do_keep_newlines:
-            text = re.sub(r"\s*\n\s*", "" if language_of(text, recipe) == "chinese" else " ", text)
+        if recipe.tokenize == "sentence":
+            if not chunk.is_json and number < chunk.first_line + len(lines) - 1:
+                text += "\n"  # belonged to the document in 2023
+        elif not recipe.do_keep_newlines:
+            text = re.sub(r"\s*\n\s*", "" if recipe.language_of(text) == "chinese" else " ", text)
         if text.strip():
             yield number, text
 
 
-def language_of(text: str, recipe: Recipe) -> str:
-    return guess_language(text) if recipe.language == "auto" else recipe.language
+def pack_wholes(texts: Sequence[str], tokenizer: CorpusTokenizer, recipe: Recipe) -> Iterator[Iterable[Sample]]:
+    """The samples of each document, encoded as a whole."""
+    encoded = iter(tokenizer.encode_batch([text for text in texts if len(text) <= LONG], edges=True))
+    for text in texts:
+        content = text.encode()
+        if len(text) > LONG:
+            parts = tokenizer.encode_parts(content)
+        else:
+            ids = next(encoded)
+            if len(ids) <= recipe.seq_length:
+                yield [Sample(ids, 0, len(content))]
+                continue
+            starts = np.pad(tokenizer.token_starts(text, ids[1:-1]), 1)
+            starts[-1] = len(content)
+            parts = iter([(ids, starts)])
+        language = recipe.language_of(text) if recipe.do_split_sentences else ""
+        yield pack_document(parts, content, language, recipe.seq_length, recipe.overlap)
 
 
-def cut_document(text: str, starts: np.ndarray, recipe: Recipe) -> list[tuple[int, int]]:
-    """(first, last + 1) token of each sample. starts: byte offset of each token, BOS and EOS among them."""
-    ends = sentence_ends(text, language_of(text, recipe)) if recipe.do_split_sentences else [len(text)]
-    lengths = token_lengths(byte_offsets(text, np.array(ends)), starts, recipe.seq_length)
-    edges = [0, *np.cumsum(lengths).tolist()]
-    return [(edges[first], edges[stop]) for first, stop in pack_sentences(lengths, recipe.seq_length, recipe.overlap)]
+def pack_sentence_by_sentence(
+    texts: Sequence[str], tokenizer: CorpusTokenizer, recipe: Recipe
+) -> Iterator[Iterable[Sample]]:
+    """The samples of each document as in 2023."""
+    languages = [recipe.language_of(text) for text in texts]
+    split = [
+        sentences_of_2023(text, language, recipe.do_keep_newlines) if recipe.do_split_sentences else [(0, len(text))]
+        for text, language in zip(texts, languages, strict=True)
+    ]
+    sentences = [text[start:stop] for text, spans in zip(texts, split, strict=True) for start, stop in spans]
+    encoded = iter(tokenizer.encode_batch(sentences))
+    for text, language, spans in zip(texts, languages, split, strict=True):
+        ids = [next(encoded) for _ in spans]
+        yield pack_as_in_2023(text, spans, ids, tokenizer, language == "chinese", recipe.seq_length)

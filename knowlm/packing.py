@@ -1,164 +1,106 @@
-"""Cut documents into training samples: whole sentences, few samples, each as long as it can be."""
+"""Pack documents into training samples: whole sentences, few samples, each as long as it can be."""
 
-import re
-import string
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache
-from itertools import pairwise
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
-# A Chinese or mixed sentence ends at these marks or at a line break; further marks and closing quotes belong to it.
-CHINESE_END = re.compile(r"[;!?；。！？\n][;!?；。！？\n”’」』）)\"']*")
-CHINESE_LETTER = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]")
-CODE_LINE = re.compile(r"(?m)^(?:\t+|(?: {2}){1,})\S|[{};]\s*$|^\s*(?:def|class|import|from|#include|return|func)\b")
-PLAIN_END = re.compile(r"(?:([^\W\d_]{2,})\.|[^\W\d_]+[?!])\s")
-MEMO = 1 << 16  # Punkt's decisions kept in memory, some 20 MB
+from knowlm.sentences import sentence_ends
+from knowlm.tokenization import Tokens, byte_offsets, character_start
+
+BLOCK = 384  # bytes in which ends of sentences are looked for at once: few, as most of a text is nowhere near a cut
+MARGIN = 128  # bytes on both sides of a block that are read with it: more than nearly every word and gap
 
 
-def guess_language(text: str) -> str:
-    """``chinese`` if a tenth of the first characters are Chinese, ``code`` if half the lines look so, else ``english``.
+class Sample(NamedTuple):
+    ids: np.ndarray  # (tokens,)
+    start: int  # its first byte in the text of its document
+    stop: int  # its last byte + 1
+    repeated: int = 0  # tokens at its beginning that the sample before has as well
 
-    >>> [guess_language(text) for text in ("床前明月光", "def f(x):\\n    return x", "It rains.")]
-    ['chinese', 'code', 'english']
+
+def pack_document(
+    parts: Iterable[Tokens], content: bytes, language: str, capacity: int, overlap: bool = True
+) -> Iterator[Sample]:
+    """Cut a document that was encoded as a whole into samples.
+
+    parts: all tokens of the document, at once or part by part; content: its text in UTF-8; language: see
+    ``sentence_ends``, or empty to cut anywhere.
+
+    A sample ends with the last sentence that fits into ``capacity`` tokens, or is full where one sentence is longer.
+    With ``overlap`` it reaches back over sentences of the sample before as far as they fit: context instead of padding.
+    These are the blocks of ``pack_sentences``, a sentence over ``capacity`` counting as full pieces and a rest, found
+    without looking for every sentence. An end inside a token is no place to cut.
     """
-    head = text[:4000]
-    if len(CHINESE_LETTER.findall(head)) > len(head) / 10:
-        return "chinese"
-    lines = [line for line in head.split("\n") if line.strip()]
-    return "code" if 2 * sum(bool(CODE_LINE.search(line)) for line in lines) > len(lines) > 1 else "english"
+    ends = SentenceEnds(content, language)
+    ids, starts = np.empty(0, np.uint32), np.empty(0, np.int64)
+    start = before = 0  # where this sample begins, and the one before
+    for more_ids, more_starts in parts:
+        keep = max(0, start - capacity)
+        ids, starts = np.concatenate([ids[keep:], more_ids]), np.concatenate([starts[keep:], more_starts])
+        start, before = start - keep, before - keep
+        while start + capacity < len(ids):
+            stop = last_cut(ends, starts, start, start + capacity)
+            first = first_cut(ends, starts, stop - capacity, start, before) if overlap else start
+            yield Sample(ids[first:stop], int(starts[first]), int(starts[stop]), start - first)
+            start, before = stop, start
+    if start < len(ids):
+        first = first_cut(ends, starts, len(ids) - capacity, start, before) if overlap else start
+        yield Sample(ids[first:], int(starts[first]), len(content), start - first)
 
 
-def sentence_ends(text: str, language: str) -> list[int]:
-    """Character offsets at which the sentences of ``text`` end, the last being ``len(text)``.
+class SentenceEnds:
+    """The ends of a text's sentences, in bytes, looked for where somebody asks; not the last, which ends the text.
 
-    White space between two English sentences belongs to the second, as word pieces begin with it.
-    language: ``chinese`` (also for mixed text), ``english`` or ``code``.
-
-    >>> sentence_ends("你好。再见！", "chinese")
-    [3, 6]
-    >>> sentence_ends("Dr. Li left. She is back.", "english")
-    [12, 25]
+    They are those of ``sentence_ends`` unless a word or a gap between two is longer than MARGIN.
     """
-    if not text:
-        return []
-    if language == "chinese":
-        ends = [match.end() for match in CHINESE_END.finditer(text)]
-    else:
-        ends = punkt_ends(text)
-        if language == "code":  # a line is a natural unit too
-            ends = sorted({*ends, *(match.start() for match in re.finditer(r"\n", text))})
-    ends = [end for end in ends if 0 < end < len(text)]
-    return [*ends, len(text)]
+
+    def __init__(self, content: bytes, language: str):
+        self._content, self._language = content, language
+        self._block = lru_cache(16)(self._find)
+
+    def between(self, first: int, last: int, backwards: bool = False) -> Iterator[int]:
+        """Those e with first <= e <= last."""
+        if self._language:
+            blocks = range(first // BLOCK, last // BLOCK + 1)
+            for block in reversed(blocks) if backwards else blocks:
+                found = self._block(block)
+                yield from (end for end in (reversed(found) if backwards else found) if first <= end <= last)
+
+    def _find(self, block: int) -> list[int]:
+        begin = character_start(self._content, max(0, block * BLOCK - MARGIN))
+        stop = character_start(self._content, min(len(self._content), (block + 1) * BLOCK + MARGIN))
+        window = self._content[begin:stop].decode()
+        ends = begin + byte_offsets(window, np.array(sentence_ends(window, self._language)[:-1], np.int64))
+        return ends[ends // BLOCK == block].tolist()
 
 
-def punkt_ends(text: str) -> list[int]:
-    """Where nltk's Punkt (Kiss & Strunk 2006) ends the sentences of an English text, but for the last one.
+def last_cut(ends: SentenceEnds, starts: np.ndarray, start: int, limit: int) -> int:
+    """The last token up to ``limit`` at which a sample from ``start`` may end."""
+    for end in ends.between(int(starts[start]) + 1, int(starts[limit]), backwards=True):
+        stop = int(starts.searchsorted(end))
+        if starts[stop] == end:
+            return stop
+    stop = limit
+    while stop > start + 1 and starts[stop] == starts[stop - 1]:
+        stop -= 1  # tokens that begin together are parts of one character
+    return stop if stop > start + 1 else limit
 
-    The same ends as ``PunktSentenceTokenizer.span_tokenize``, several times as fast: one scan for marks that may end a
-    sentence, and Punkt asked only where it may say no.
+
+def first_cut(ends: SentenceEnds, starts: np.ndarray, lowest: int, start: int, before: int) -> int:
+    """The first token from ``lowest`` on at which the sample of the sentence at ``start`` may begin: where a sentence
+    does, or the sample ``before``, for that may be inside one.
     """
-    candidate, closing, is_end = _punkt()
-    spans, begin = [], 0  # of sentences, without the white space between them
-    for stop, after, context_start in _marks(candidate, text):
-        if is_end(text, context_start, stop, after):
-            spans.append((begin, stop))
-            begin = after.start("next_tok") if after["next_tok"] else stop
-    last = len(text.rstrip())
-    spans.append((begin, last))
-    ends, skipped = [], 0
-    for (begin, stop), (next_begin, next_stop) in pairwise(spans):
-        closed = closing.match(text, next_begin, next_stop) if next_begin < next_stop else None
-        if closed:  # quotes and brackets behind the mark belong to its sentence
-            ends.append(next_begin + len(closed[0].rstrip()))
-        elif begin + skipped < stop:
-            ends.append(stop)
-        skipped = closed.end() - next_begin if closed else 0
-    return [end for end in ends if end < last]
-
-
-def _marks(candidate, text: str) -> Iterator[tuple[int, Any, int]]:
-    """(end, match, where the word before it begins) of each mark; of several behind one word the last."""
-    start = stop = 0
-    last = None
-    for match in candidate.finditer(text):
-        position = match.start()
-        space = max(text.rfind(character, stop, position) for character in string.whitespace)
-        word = space + 1 if space > stop else start
-        if last and stop <= word:
-            yield last.end(), last, start
-        last, start, stop = match, word, position
-    if last:
-        yield last.end(), last, start
-
-
-@cache
-def _punkt():
-    """(pattern of marks, pattern of closing quotes, whether a mark ends a sentence) of Punkt with English parameters.
-
-    Behind a plain word a mark ends a sentence: Punkt sees no end only behind abbreviations, initials, numbers and
-    collocations. What it says of the others depends on two words alone, so that is remembered.
-    """
-    import regex
-
-    punkt = load_punkt()
-    special = punkt._params.abbrev_types | {first for first, _ in punkt._params.collocations}
-    decide = lru_cache(MEMO)(punkt.text_contains_sentbreak)
-
-    def is_end(text: str, start: int, stop: int, after) -> bool:
-        word = PLAIN_END.match(text, start)
-        if word and word.end() == stop + 1 and (word[1] is None or word[1].lower() not in special):
-            return bool(after["next_tok"].strip()) or decide(text[start:stop] + after["after_tok"])
-        return decide(text[start:stop] + after["after_tok"])
-
-    mark, closing = punkt._lang_vars.period_context_re(), punkt._lang_vars.re_boundary_realignment
-    return *(regex.compile(pattern.pattern, pattern.flags) for pattern in (mark, closing)), is_end
-
-
-def load_punkt():
-    """nltk's Punkt with its English parameters, read from a package without pickles."""
-    from nltk.tokenize.punkt import PunktParameters, PunktSentenceTokenizer
-    from punkt.data import english
-
-    parameters = PunktParameters()
-    parameters.abbrev_types = set(english.ABBREV_TYPES)
-    parameters.collocations = set(english.COLLOCATIONS)
-    parameters.sent_starters = set(english.SENT_STARTERS)
-    parameters.ortho_context.update(english.ORTHO_CONTEXT)
-    return PunktSentenceTokenizer(parameters)
-
-
-def token_lengths(ends: np.ndarray, starts: np.ndarray, capacity: int) -> np.ndarray:
-    """Tokens per sentence of a document that was encoded as a whole, (sentences,).
-
-    ends: offset of each sentence's end, (sentences,); starts: offset of each token, (tokens,).
-    A sentence end inside a token is no place to cut: its sentence joins the next. A sentence of
-    more than ``capacity`` tokens is cut into even pieces, between characters.
-
-    >>> token_lengths(np.array([3, 6]), np.array([0, 2, 3, 5]), capacity=8).tolist()
-    [2, 2]
-    """
-    cuts = np.searchsorted(starts, ends[:-1])
-    cuts = cuts[cuts < len(starts)]
-    cuts = np.unique(cuts[starts[cuts] == ends[: len(cuts)]])
-    edges = np.concatenate([[0], cuts[cuts > 0], [len(starts)]])
-    lengths = np.diff(edges)
-    if not len(lengths) or lengths.max() <= capacity:
-        return lengths
-    pieces: list[int] = []
-    for edge, length in zip(edges.tolist(), lengths.tolist(), strict=False):
-        while length > capacity:
-            piece = -(-length // -(-length // capacity))
-            inside = piece
-            while inside > 1 and starts[edge + inside] == starts[edge + inside - 1]:
-                inside -= 1  # tokens that begin together are parts of one character
-            piece = inside if inside > 1 else piece
-            pieces.append(piece)
-            edge, length = edge + piece, length - piece
-        pieces.append(length)
-    return np.array(pieces)
+    if lowest <= 0:
+        return 0
+    latest = before if before >= lowest else start
+    for end in ends.between(int(starts[lowest]), int(starts[latest])):
+        first = int(starts.searchsorted(end))
+        if starts[first] == end and first >= lowest:
+            return first
+    return latest
 
 
 def pack_sentences(lengths: Sequence[int] | np.ndarray, capacity: int, overlap: bool = True) -> list[tuple[int, int]]:
@@ -167,18 +109,16 @@ def pack_sentences(lengths: Sequence[int] | np.ndarray, capacity: int, overlap: 
     lengths: tokens per sentence, in reading order.
     Returns half-open (start, stop) sentence spans. A block that ends early also
     reaches back over used sentences: context instead of padding. Without ``overlap`` it does not.
+    A sentence over ``capacity`` is a block of its own.
 
     >>> pack_sentences([700, 300, 500], capacity=1024)
     [(0, 2), (1, 3)]
-
-    Raises ValueError on a sentence over ``capacity``: cut it before packing.
     """
-    if len(lengths) and max(lengths) > capacity:
-        raise ValueError(f"a sentence has {max(lengths)} tokens, a sample holds {capacity}; cut it before packing")
     edges = [0, *np.cumsum(lengths).tolist()]
     spans, start = [], 0
     while start < len(lengths):
-        stop = bisect_right(edges, edges[start] + capacity) - 1
-        spans.append((bisect_left(edges, edges[stop] - capacity) if overlap else start, stop))
+        stop = max(bisect_right(edges, edges[start] + capacity) - 1, start + 1)
+        first = bisect_left(edges, edges[stop] - capacity) if overlap else start
+        spans.append((min(first, start), stop))
         start = stop
     return spans

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,6 +136,12 @@ def looks_like_json(path: Path) -> bool:
     return False
 
 
+@lru_cache(1024)
+def known_fields(names: tuple[str, ...]) -> list[list[str]]:
+    """Those of KNOWN_FIELDS that a record with these fields has."""
+    return [fields for fields in KNOWN_FIELDS if set(fields) <= set(names)]
+
+
 def parse_document(line: str, is_json: bool, fields: Sequence[str] = (), template: str = "") -> str:
     """The text of one corpus line: the line itself, or a JSON object's fields joined by line breaks.
 
@@ -150,8 +157,8 @@ def parse_document(line: str, is_json: bool, fields: Sequence[str] = (), templat
     record = json.loads(line)
     if not isinstance(record, dict):
         raise ValueError(f"an object is needed, found {type(record).__name__}")
-    wanted = re.findall(r"\{(\w+)\}", template) if template else fields
-    for names in [wanted] if wanted else KNOWN_FIELDS:
+    wanted = tuple(re.findall(r"\{(\w+)\}", template) if template else fields)
+    for names in [wanted] if wanted else known_fields(tuple(record)):
         if all(isinstance(record.get(name), str) for name in names):
             if template:
                 return re.sub(r"\{(\w+)\}", lambda match: record[match[1]], template)

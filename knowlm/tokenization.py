@@ -2,8 +2,9 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ import numpy as np
 from knowlm.files import read_json, require_file
 
 SPACE = "▁"  # how SentencePiece writes a space
+PART = 4 << 20  # bytes of a long text that are encoded at once
+SHARED = 1 << 14  # bytes that two neighbouring parts have in common
+ALIKE = 16  # tokens on both sides of a joint that both parts must agree on
+
+Tokens = tuple[np.ndarray, np.ndarray]  # ids, and the byte of the text at which each begins, both (tokens,)
 # What a fast engine must encode as the slow one does before it is trusted.
 TRIAL = (
     "床前明月光，\n 疑是<s>地上霜</s>。  “两个  空格”\t😀é\u00a0ﬁ ﷺ \x00\r\n",
@@ -61,9 +67,10 @@ class CorpusTokenizer:
         for key, usual in (("bos_token", "<s>"), ("eos_token", "</s>")):
             token = special.get(key) or usual
             names.append(token["content"] if isinstance(token, dict) else token)
-        self.bos, self.eos = (backend.token_to_id(name) for name in names)
-        if self.bos is None or self.eos is None:
+        bos, eos = (backend.token_to_id(name) for name in names)
+        if bos is None or eos is None:
             raise ValueError(f"{path}: no beginning- or end-of-text token; name them in {settings}")
+        self.bos, self.eos = bos, eos
         self.vocab_size = backend.get_vocab_size()
         self._backend, self._is_sentencepiece = backend, False
 
@@ -101,11 +108,48 @@ class CorpusTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Ids (tokens,) of each text, without BOS and EOS."""
+    def encode_batch(self, texts: Sequence[str], edges: bool = False) -> list[np.ndarray]:
+        """Ids (tokens,) of each text; with ``edges`` between BOS and EOS."""
+        before, behind = ([self.bos], [self.eos]) if edges else ([], [])
         if not self._fast or not texts:
-            return [np.array(self.encode(text)[0], np.uint32) for text in texts]
-        return self._fast.encode_batch(texts)
+            return [np.array([*before, *self.encode(text)[0], *behind], np.uint32) for text in texts]
+        return self._fast.encode_batch(texts, before, behind)
+
+    def encode_parts(self, content: bytes, part: int = PART, shared: int = SHARED) -> Iterator[Tokens]:
+        """The tokens of a UTF-8 text of any length, part by part, between BOS and EOS.
+
+        Parts that share some text are joined within it, amid tokens that both have. A sequence of BPE tokens is the
+        encoding of its text if each two neighbours are that of theirs (https://github.com/github/rust-gems, crate bpe),
+        so the joined ids are those of the whole.
+        """
+        yield np.array([self.bos], np.uint32), np.array([0])
+        begin, stop = 0, character_start(content, min(part, len(content)))
+        ids, starts = self._encode_span(content, begin, stop)
+        while stop < len(content):
+            begin_next = character_start(content, stop - shared)
+            stop_next = character_start(content, min(stop + part, len(content)))
+            next_ids, next_starts = self._encode_span(content, begin_next, stop_next)
+            joint = find_joint((ids, starts), (next_ids, next_starts), stop - 3 * shared // 4, stop - shared // 4)
+            if joint:
+                yield ids[: joint[0]], starts[: joint[0]]
+                begin, ids, starts = begin_next, next_ids[joint[1] :], next_starts[joint[1] :]
+            else:  # nothing like a text; take it together
+                done = int(starts[0]) if begin else -1
+                ids, starts = self._encode_span(content, begin, stop_next)
+                ids, starts = ids[starts >= done], starts[starts >= done]
+            stop = stop_next
+        yield ids, starts
+        yield np.array([self.eos], np.uint32), np.array([len(content)])
+
+    def _encode_span(self, content: bytes, begin: int, stop: int) -> Tokens:
+        text = content[begin:stop].decode()
+        ids = self.encode_batch([text])[0]
+        return ids, self.token_starts(text, ids).astype(np.int64) + begin
+
+    @cached_property
+    def word_boundary(self) -> int | None:
+        """Id of the piece that stands for a space alone."""
+        return (self._backend.piece_to_id if self._is_sentencepiece else self._backend.token_to_id)(SPACE)
 
     def token_starts(self, text: str, ids: np.ndarray) -> np.ndarray:
         """The byte in the UTF-8 of ``text`` at which each of its tokens, (tokens,), begins; where a character takes
@@ -151,9 +195,37 @@ class FastEncoder:
             self.token_bytes[token] = len(content.replace(space, b" "))
         self.prefix = int(self.token_bytes[self.encode_batch(["a"])[0]].sum()) - 1
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_batch(self, texts: Sequence[str], before: Sequence[int] = (), behind: Sequence[int] = ()):
+        """Ids (tokens,) of each text, with those ``before`` and ``behind``."""
         layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
-        return np.split(np.asarray(layout.content.data), np.asarray(layout.offsets.data)[1:-1])
+        ids, offsets = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
+        if before or behind:
+            ids = np.insert(ids, np.repeat(offsets, 2)[1:-1], np.tile([*before, *behind], len(texts)))
+            offsets = offsets + 2 * np.arange(len(offsets))
+        edges = offsets.tolist()
+        return [ids[start:stop] for start, stop in pairwise(edges)]
+
+
+def find_joint(one: Tokens, other: Tokens, first: int, last: int) -> tuple[int, int] | None:
+    """Where two encodings of a text can be joined between the bytes ``first`` and ``last``: a token of each, that begin
+    together amid tokens that are the same in both.
+    """
+    (ids, starts), (other_ids, other_starts) = one, other
+    common = np.intersect1d(starts, other_starts)
+    common = common[(common >= first) & (common <= last)]
+    for edge in common[len(common) // 2 :][:SHARED]:
+        i, j = int(starts.searchsorted(edge)), int(other_starts.searchsorted(edge))
+        near, other_near = ids[max(0, i - ALIKE) : i + ALIKE], other_ids[max(0, j - ALIKE) : j + ALIKE]
+        if len(near) == 2 * ALIKE and np.array_equal(near, other_near):
+            return i, j
+    return None
+
+
+def character_start(content: bytes, position: int) -> int:
+    """The byte at which the character of the byte at ``position`` begins in the UTF-8 ``content``."""
+    while position < len(content) and content[position] & 0xC0 == 0x80:
+        position -= 1
+    return position
 
 
 def at_characters(starts: np.ndarray, content: bytes) -> np.ndarray:

@@ -65,6 +65,13 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--do_keep_newlines", action="store_true", help="keep line breaks; else a space, in Chinese nothing"
     )
+    group.add_argument(
+        "--tokenize",
+        choices=["document", "sentence"],
+        default="document",
+        help="encode documents as wholes, or each sentence on its own as in 2023, to add to corpora of that time: the "
+        "same bytes (default: document)",
+    )
     group.add_argument("--seq_length", type=int, default=1024, help="most tokens in a sample (default: 1024)")
     group.add_argument(
         "--overlap",
@@ -121,6 +128,8 @@ def parse_args() -> argparse.Namespace:
         parser.error("--mode remove needs --remove_samples, --remove_documents or both")
     if not 2 < args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
         parser.error("--seq_length must be 3 to 65535 and --num_workers at least 1")
+    if args.tokenize == "sentence" and not args.overlap:
+        parser.error("--tokenize sentence packs as in 2023, which overlaps; leave out --no-overlap")
     if args.text_fields and args.text_template:
         parser.error("--text_fields and --text_template exclude each other")
     return args
@@ -217,7 +226,7 @@ def work(chunk: Chunk) -> EncodedChunk:
 
 
 def summary(counts: Counter) -> str:
-    repeated = counts["tokens with repetition"] / max(counts["tokens of documents"], 1) - 1
+    repeated = counts["repeated tokens"] / max(counts["tokens of documents"], 1)
     return (
         f"{counts['samples']} samples, {counts['tokens']} tokens ({repeated:.1%} repeated) "
         f"from {counts['documents']} documents; {counts['short samples']} short samples dropped, "

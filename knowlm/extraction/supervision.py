@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from knowlm.extraction.knowledge import KnowledgeGraph, Mention, MentionFinder, disambiguate
-from knowlm.packing import pack_sentences, sentence_ends
+from knowlm.packing import pack_sentences
+from knowlm.sentences import sentence_ends
 
 SCHEMA_SIZE = {"NER": 6, "RE": 4}  # labels in one question, as IEPile batches them
 TRANSITIVE = ("located_in", "part_of", "parent_taxon")
