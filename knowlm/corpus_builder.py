@@ -65,7 +65,7 @@ def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> En
             if len(sample.ids) <= recipe.min_sample_tokens:
                 counts["short samples"] += 1
                 continue
-            kept.append(sample.ids)
+            kept.append(sample.ids.astype(dtype) if len(documents) == 1 else sample.ids)  # one long text: save memory
             lengths.append(len(sample.ids))
             origins.append((chunk.source, line, sample.start, sample.stop))
     counts["samples"], counts["tokens"] = len(kept), sum(lengths)
