@@ -26,11 +26,12 @@ def find_copies(corpus: Corpus, numbers: np.ndarray, other: Corpus, width: int) 
     samples = samples_at(other, starts)
     new = np.minimum(np.diff(starts, prepend=-width), width)  # tokens that a window adds to those before it
     new[1:][np.diff(samples) > 0] = width
-    counts = np.bincount(samples, new, minlength=len(other)).astype(int)
+    found, place = np.unique(samples, return_inverse=True)
+    sizes = np.bincount(place, new).astype(int)
     for copies, size in whole_copies(corpus, begins[~is_long], ends[~is_long], other):
-        counts[copies] = size
-    found = np.flatnonzero(counts)
-    return found, counts[found]
+        found, sizes = np.append(found, copies), np.append(sizes, np.full(len(copies), size))
+    order = np.argsort(found)
+    return found[order], sizes[order]
 
 
 def whole_copies(

@@ -11,7 +11,7 @@ import numpy as np
 
 from knowlm import __version__
 from knowlm.copies import contents, find_copies, in_groups, places_between
-from knowlm.corpus import BLOCK, LEDGER, Corpus, write_counts, write_index
+from knowlm.corpus import BLOCK, Corpus, write_counts, write_index
 from knowlm.files import replacing, require_file, require_space, sync, write_json
 
 SUFFIXES = (".idx", ".dis", ".tmp", ".json", ".ledger", ".bin")
@@ -131,51 +131,64 @@ def publish(prefix: str, new_prefix: str) -> None:
 
 def write_without(corpus: Corpus, kept: np.ndarray, new_prefix: str) -> Corpus:
     """kept: (samples,) of bool."""
-    with replacing(f"{new_prefix}.bin") as partial, partial.open("wb") as tokens:
-        for block in blocks_of(corpus, kept):
-            tokens.write(block.tobytes())
+    for suffix, blocks in contents_of(corpus, kept).items():
+        with replacing(new_prefix + suffix) as partial, partial.open("wb") as file:
+            file.writelines(blocks)
     lengths = corpus.lengths[kept]
     write_index(new_prefix, [lengths])
     edges = np.cumsum([0, *corpus.type_counts])
     write_counts(f"{new_prefix}.dis", [int(kept[a:b].sum()) for a, b in pairwise(edges)])
-    write_edges(new_prefix, corpus, np.flatnonzero(kept))
-    if corpus.ledger is not None:
-        with replacing(f"{new_prefix}.ledger") as partial:
-            corpus.ledger[kept].astype(LEDGER).tofile(partial)
+    if {"bos", "eos"} <= corpus.settings.keys():
+        write_counts(f"{new_prefix}.tmp", count_edges(corpus, kept))
     made = {"num_samples": len(lengths), "num_tokens": int(lengths.sum(dtype=np.int64)), "knowlm": __version__}
-    settings = {key: value for key, value in corpus.settings.items() if key != "counts"}
+    settings = {key: value for key, value in corpus.settings.items() if key not in ("counts", "parts")}
     removed = {"from": corpus.prefix, "samples": len(kept) - len(lengths)}
     write_json(f"{new_prefix}.json", {"dtype": corpus.tokens.dtype.str, **settings, **made, "removed": removed})
     return Corpus(new_prefix)
 
 
-def blocks_of(corpus: Corpus, kept: np.ndarray) -> Iterator[np.ndarray]:
-    """The tokens of these samples, in blocks."""
-    starts = corpus.starts[kept].astype(np.int64)
-    for begins, ends in in_groups(starts, starts + corpus.lengths[kept], BLOCK):
-        yield corpus.tokens[places_between(begins, ends)]
+def contents_of(corpus: Corpus, kept: np.ndarray) -> dict[str, Iterator[bytes]]:
+    """What the kept samples give to the large files, block by block."""
+    files = {".bin": tokens_of(corpus, kept)}
+    ledger = corpus.ledger
+    if ledger is not None:
+        files[".ledger"] = (ledger[numbers].tobytes() for numbers in blocks_of(kept))
+    return files
 
 
-def write_edges(new_prefix: str, corpus: Corpus, numbers: np.ndarray) -> None:
-    """``PREFIX.tmp``, where BOS and EOS are known."""
-    if {"bos", "eos"} <= corpus.settings.keys():
+def blocks_of(kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of the samples that are kept, not many at once."""
+    for first in range(0, len(kept), BLOCK):
+        yield first + np.flatnonzero(kept[first : first + BLOCK])
+
+
+def tokens_of(corpus: Corpus, kept: np.ndarray) -> Iterator[bytes]:
+    for numbers in blocks_of(kept):
+        starts = corpus.starts[numbers].astype(np.int64)
+        for begins, ends in in_groups(starts, starts + corpus.lengths[numbers], BLOCK):
+            yield corpus.tokens[places_between(begins, ends)].tobytes()
+
+
+def count_edges(corpus: Corpus, kept: np.ndarray) -> list[int]:
+    """Samples with BOS only, EOS only, neither, both."""
+    counts = np.zeros(4, int)
+    for numbers in blocks_of(kept):
         begins, ends = contents(corpus, numbers)
-        has_bos = begins > corpus.starts[numbers].astype(np.int64)
-        has_eos = ends < corpus.starts[numbers].astype(np.int64) + corpus.lengths[numbers]
-        kinds = (has_bos & ~has_eos, ~has_bos & has_eos, ~has_bos & ~has_eos, has_bos & has_eos)
-        write_counts(f"{new_prefix}.tmp", [int(kind.sum()) for kind in kinds])
+        starts = corpus.starts[numbers].astype(np.int64)
+        bos, eos = begins > starts, ends < starts + corpus.lengths[numbers]
+        counts += [kind.sum() for kind in (bos & ~eos, ~bos & eos, ~bos & ~eos, bos & eos)]
+    return counts.tolist()
 
 
 def check_kept(corpus: Corpus, kept: np.ndarray, new: Corpus, documents: Sequence[str]) -> None:
     """Read the written files again: they hold the kept samples as they were, and none of the documents."""
-    expected = hashlib.sha256()
-    for block in blocks_of(corpus, kept):
-        expected.update(block.tobytes())
-    with open(f"{new.prefix}.bin", "rb") as tokens:
-        is_same = hashlib.file_digest(tokens, "sha256").digest() == expected.digest()
-    is_same &= np.array_equal(new.lengths, corpus.lengths[kept])
-    if corpus.ledger is not None and new.ledger is not None:
-        is_same &= np.array_equal(new.ledger, corpus.ledger[kept])
+    is_same = np.array_equal(new.lengths, corpus.lengths[kept])
+    for suffix, blocks in contents_of(corpus, kept).items():
+        expected = hashlib.sha256()
+        for block in blocks:
+            expected.update(block)
+        with open(new.prefix + suffix, "rb") as file:
+            is_same &= hashlib.file_digest(file, "sha256").digest() == expected.digest()
     if not is_same:
         raise OSError(f"{new.prefix}: what was written isn't what the disk gives back; look at the disk and run again")
     for document in documents:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from knowlm.corpus import LEDGER, CorpusWriter, merge_corpora
-from knowlm.trained_data import OrderSettings, TrainingOrder, open_orders, read_record
+from knowlm.corpus import LEDGER, Corpus, CorpusWriter, merge_corpora
+from knowlm.trained_data import OrderSettings, TrainingOrder, note_order, open_orders, read_record, samples_until
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRACE = "pretrain/tools/trace.py"
@@ -117,8 +117,8 @@ def train(model, data, out, log, processes, *flags):
     command = [sys.executable, *(launcher if processes == 2 else []), script, log, REPOSITORY / "pretrain/train.py"]
     command += ["--model_name_or_path", model, "--data_path", data, "--output_dir", out, "--bf16", "False"]
     command += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300, env=environment)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment)
     assert result.returncode == 0, result.stderr
 
 
@@ -149,9 +149,9 @@ def batches_traced(out, corpus):
         (2, ["--data_seed", 5]),
         (2, ["--global_batch_distributed", "[3,1]", "--fill_mode", 2]),
         (1, ["--train_sampling_strategy", "group_by_length", "--model_max_length", 16]),
-        (2, ["--dataloader_drop_last", True, "--max_steps", 3]),
+        (2, ["--dataloader_drop_last", True, "--deepspeed", REPOSITORY / "pretrain/configs/zero3.json"]),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_a_step_is_traced_to_what_went_into_the_model(tiny_llama, corpus, tmp_path, processes, flags):
     out = tmp_path / "out"
@@ -168,7 +168,7 @@ def test_a_step_is_traced_to_what_went_into_the_model(tiny_llama, corpus, tmp_pa
         ((1, 2), []),
         ((1, 1), ["--ignore_data_skip", True]),
     ],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_a_resumed_run_is_traced(tiny_llama, corpus, tmp_path, processes, flags):
     out = tmp_path / "out"
@@ -178,3 +178,156 @@ def test_a_resumed_run_is_traced(tiny_llama, corpus, tmp_path, processes, flags)
     train(tiny_llama, corpus.prefix, out, tmp_path / "log", processes[1], *first)
     assert batches_traced(out, corpus) == batches_of_run(tmp_path / "log")
     assert [entry["from_step"] for entry in read_record(out)] == [0, stop]
+
+
+@pytest.fixture
+def run_of(corpus, tmp_path):
+    """The folder of a run that was never made, with the record of one; more settings are laid over it."""
+
+    def note(**changed):
+        out = tmp_path / "out"
+        out.mkdir(exist_ok=True)
+        note_order(out, settings(**{"data_path": corpus.prefix, "train_sampling_strategy": "sequential"} | changed))
+        return out
+
+    return note
+
+
+def test_a_step_is_told_with_its_documents(run_script, run_of):
+    result = run_script(TRACE, "--output_dir", run_of(), "--step", 2, "--rank", 1)
+    assert result.returncode == 0, result.stderr
+    # 17 samples, 2 ranks of 2: rounds of 4 from sample 0 on, two of them a step
+    assert result.stdout.splitlines()[1:] == [
+        "rank 1, micro-batch 0: sample 10, a.txt line 11, bytes 0–9 of its text",
+        "rank 1, micro-batch 0: sample 11, a.txt line 12, bytes 0–9 of its text",
+        "rank 1, micro-batch 1: sample 14, b.txt line 3, bytes 0–9 of its text",
+        "rank 1, micro-batch 1: sample 15, b.txt line 4, bytes 0–9 of its text",
+    ]
+
+
+def test_a_step_is_told_with_its_texts(run_script, run_of, sentencepiece_model):
+    result = run_script(TRACE, "--output_dir", run_of(), "--step", 1, "--tokenizer_path", sentencepiece_model)
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 1 + 2 * 8
+
+
+def test_without_a_ledger_the_samples_are_told(run_script, run_of, corpus):
+    Path(f"{corpus.prefix}.ledger").unlink()
+    result = run_script(TRACE, "--output_dir", run_of(), "--step", 3)
+    assert "corpus.ledger: isn't there, so nothing tells the samples' documents" in result.stdout
+    assert result.stdout.splitlines()[2:] == [
+        "rank 0, micro-batch 0: sample 16",
+        "rank 0, micro-batch 0: sample 0",  # it begins anew for want of others
+        "rank 1, micro-batch 0: sample 1",
+        "rank 1, micro-batch 0: sample 2",
+    ]
+
+
+def test_a_document_and_a_sample_are_told_with_their_steps(run_script, run_of):
+    for question in (["--document", "b.txt:3-4"], ["--sample", 15, 14]):
+        result = run_script(TRACE, "--output_dir", run_of(), *question)
+        assert result.stdout.splitlines() == [
+            "sample 14: epoch 1, step 2, rank 1, micro-batch 1",
+            "sample 15: epoch 1, step 2, rank 1, micro-batch 1",
+            "sample 14: epoch 2, step 5, rank 1, micro-batch 1",
+            "sample 15: epoch 2, step 5, rank 1, micro-batch 1",
+            "2 samples, taken 4 times in steps 1 to 6",
+        ]
+
+
+def test_seen_samples_are_listed_and_can_be_removed(run_script, run_of, corpus, tmp_path):
+    result = run_script(TRACE, "--output_dir", run_of(), "--seen_until", 1, "--output", tmp_path / "seen")
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "seen").read_text() == "0-7\n"
+    paths = ["--read_path_prefix", corpus.prefix, "--new_path_prefix", tmp_path / "unseen"]
+    flags = ["--remove_samples", f"@{tmp_path / 'seen'}"]
+    result = run_script("pretrain/preprocess.py", "--mode", "remove", *paths, *flags)
+    assert result.returncode == 0, result.stderr
+    assert [sample[1] - 3 for sample in Corpus(tmp_path / "unseen")] == list(range(8, 17))
+
+
+def test_the_settings_can_be_given_by_flags(run_script, corpus):
+    flags = ["--data_path", corpus.prefix, "--seed", 42, "--world_size", 2, "--sampler", "distributed"]
+    flags += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2, "--num_train_epochs", 1]
+    result = run_script(TRACE, *flags, "--train_sampling_strategy", "sequential", "--step", 1, "--rank", 1)
+    assert [line.split()[5].strip(",") for line in result.stdout.splitlines()[1:]] == ["1", "3", "5", "7"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--step", 7], "--step 7: the run has steps 1 to 6"),
+        (["--step", 0], "--step 0: the run has steps 1 to 6"),
+        (["--step", 1, "--rank", 2], "--rank 2: the run has ranks 0 to 1"),
+        (["--seen_until", 7, "--output", "seen"], "--seen_until 7: the run has steps 1 to 6"),
+        (["--document", "a.txt:99"], "--document a.txt:99: no sample of"),
+        (["--document", "c.txt:1"], "--document c.txt:1: the corpus was made of a.txt, b.txt"),
+        (["--sample", 17], "has samples 0 to 16"),
+        (["--step", 1, "--data_path", "{folder}/a"], "a: has 12 samples, 17 when it was trained on"),
+        (["--step", 1, "--global_batch_distributed", "os"], "a list such as [424,80] is needed"),
+        (["--step", 1, "--global_batch_distributed", "[4]"], "the corpus has 2 types"),
+    ],
+    ids=str,
+)
+def test_what_can_not_be_told_is_told(run_script, run_of, tmp_path, flags, message):
+    flags = [str(flag).format(folder=tmp_path) for flag in flags]
+    result = run_script(TRACE, "--output_dir", run_of(), *flags)
+    assert result.returncode == 1 and message in result.stderr and "Traceback" not in result.stderr
+
+
+def test_missing_settings_are_named(run_script, tmp_path):
+    result = run_script(TRACE, "--output_dir", tmp_path, "--step", 1, "--world_size", 8)
+    assert result.returncode == 1
+    assert (
+        f"{tmp_path}: has no training_data.json that tells the settings; give --data_path, --seed, "
+        "--per_device_train_batch_size, --gradient_accumulation_steps, --max_steps or --num_train_epochs"
+    ) in result.stderr
+    (tmp_path / "trainer_state.json").write_text('{"max_steps": 9, "train_batch_size": 4}')
+    result = run_script(TRACE, "--output_dir", tmp_path, "--step", 1, "--world_size", 8)
+    assert result.stderr.strip().endswith("give --data_path, --seed, --gradient_accumulation_steps")
+
+
+def test_a_wrong_command_is_told(run_script):
+    for flags, message in (
+        ([], "one of the arguments --step --sample --document --seen_until is required"),
+        (["--step", 1, "--sample", 2], "not allowed with"),
+        (["--sample", 1, "--rank", 0], "--rank goes with --step"),
+        (["--seen_until", 1], "--seen_until needs --output"),
+    ):
+        result = run_script(TRACE, *flags)
+        assert result.returncode == 2 and message in result.stderr
+
+
+def test_steps_trained_elsewhere_are_told(run_script, run_of):
+    result = run_script(TRACE, "--output_dir", run_of(from_step=3), "--step", 2)
+    assert result.returncode == 1
+    assert "the run has steps 4 to 6; name the --output_dir that the steps before 4 were trained in" in result.stderr
+
+
+def test_an_unknown_order_is_refused(run_script, run_of):
+    result = run_script(TRACE, "--output_dir", run_of(sampler="accelerate with another split_batches"), "--step", 2)
+    assert result.returncode == 1 and "trained in an order that can't be told" in result.stderr
+
+
+def test_the_record_keeps_what_changed_and_forgets_what_is_trained_again(tmp_path):
+    note_order(tmp_path, settings())
+    note_order(tmp_path, settings(from_step=4))  # goes on as before
+    note_order(tmp_path, settings(from_step=5, world_size=4))
+    assert [entry["from_step"] for entry in read_record(tmp_path)] == [0, 5]
+    note_order(tmp_path, settings(from_step=3, world_size=8))
+    assert [(entry["from_step"], entry["world_size"]) for entry in read_record(tmp_path)] == [(0, 2), (3, 8)]
+    note_order(tmp_path, settings())
+    assert [entry["from_step"] for entry in read_record(tmp_path)] == [0]
+
+
+def test_what_was_seen_is_the_same_as_the_visits(corpus):
+    first = settings(world_size=2, max_steps=9)
+    orders = open_orders([first, settings(from_step=4, world_size=3, max_steps=9)], corpus)
+    for last in range(1, 10):
+        visited = {
+            visit.sample
+            for order in orders
+            for visit in order.visits(order.first_step, order.last_step)
+            if visit.step <= last
+        }
+        assert set(np.flatnonzero(samples_until(orders, last, "--seen_until")).tolist()) == visited

@@ -146,7 +146,8 @@ def show_step(orders: list[TrainingOrder], corpus: Corpus, args: argparse.Namesp
     tokenizer = CorpusTokenizer(args.tokenizer_path) if args.tokenizer_path else None
     visits = sorted(order.visits(args.step, args.step), key=lambda visit: (visit.rank, visit.micro_batch))
     visits = [visit for visit in visits if args.rank in (None, visit.rank)]
-    print(f"step {args.step}, epoch {visits[0].epoch}: {len(visits)} samples of {corpus.prefix}")
+    epochs = " and ".join(str(epoch) for epoch in sorted({visit.epoch for visit in visits}))
+    print(f"step {args.step}, epoch {epochs}: {len(visits)} samples of {corpus.prefix}")
     if corpus.ledger is None:
         print(f"{corpus.prefix}.ledger: isn't there, so nothing tells the samples' documents")
     for visit in visits:
