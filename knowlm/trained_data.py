@@ -172,27 +172,30 @@ class TrainingOrder:
 
 
 def open_orders(entries: Sequence[OrderSettings], corpus: Corpus) -> list[TrainingOrder]:
-    """One order for each entry, in the order of time.
+    """One order for each entry that was trained on this corpus, in the order of time.
 
-    Raises ValueError when the corpus isn't the one trained on.
+    Raises ValueError where there is none.
     """
     stops = [entry.from_step for entry in entries[1:]] + [entries[-1].max_steps]
-    for entry in entries:
-        if entry.num_samples != len(corpus):
-            raise ValueError(
-                f"{corpus.prefix}: has {len(corpus)} samples, {entry.num_samples} when it was trained on; "
-                "name that corpus with --data_path"
-            )
-    return [TrainingOrder(entry, corpus, stop) for entry, stop in zip(entries, stops, strict=True)]
+    orders = [
+        TrainingOrder(entry, corpus, stop)
+        for entry, stop in zip(entries, stops, strict=True)
+        if entry.data_path == corpus.prefix and entry.num_samples == len(corpus)
+    ]
+    if not orders:
+        raise ValueError(
+            f"{corpus.prefix}: has {len(corpus)} samples, {entries[-1].num_samples} when it was trained on; "
+            "name that corpus with --data_path"
+        )
+    return orders
 
 
 def order_of_step(orders: Sequence[TrainingOrder], step: int, flag: str) -> TrainingOrder:
     for order in orders:
         if order.first_step <= step <= order.last_step:
             return order
-    first, last = orders[0].first_step, orders[-1].last_step
-    before = f"; name the --output_dir that the steps before {first} were trained in" if first > 1 else ""
-    raise ValueError(f"{flag} {step}: the run has steps {first} to {last}{before}")
+    steps = ", ".join(f"{order.first_step} to {order.last_step}" for order in orders)
+    raise ValueError(f"{flag} {step}: the run has steps {steps} on {orders[0].corpus.prefix}")
 
 
 def visits_of_samples(orders: Sequence[TrainingOrder], numbers: np.ndarray) -> Iterator[Visit]:
@@ -204,7 +207,6 @@ def visits_of_samples(orders: Sequence[TrainingOrder], numbers: np.ndarray) -> I
 
 def samples_until(orders: Sequence[TrainingOrder], last_step: int, flag: str) -> np.ndarray:
     """(samples,) of bool: which were seen up to a step, that one included."""
-    order_of_step(orders, 1, flag)
     order_of_step(orders, last_step, flag)
     seen = np.zeros(len(orders[0].corpus), bool)
     for order in orders:

@@ -61,11 +61,11 @@ def main() -> None:
     check_model_folder(ours.model_name_or_path)
     tokenizer = load_tokenizer(ours.model_name_or_path)
     check_vocabulary(corpus, len(tokenizer))
-    per_batch = samples_per_batch(ours, training)
+    order = batch_order(ours, training, corpus)
     transformers.set_seed(training.seed)
     model = load_base(ours.model_name_or_path, training=True)
     model.config.use_cache = False
-    trainer = make_trainer(model, tokenizer, ours, training, corpus, held_out, per_batch)
+    trainer = make_trainer(model, tokenizer, ours, training, corpus, held_out, order)
     train_and_save(trainer, training.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         print(f"{training.output_dir}: {trainer.state.global_step} steps, {last_losses(trainer.state.log_history)}")
@@ -108,6 +108,14 @@ def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
         )
 
 
+def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
+    """Sample numbers in the order of training, or None where a sampler draws them."""
+    per_batch = samples_per_batch(ours, training)
+    return (
+        None if per_batch is None else proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
+    )
+
+
 def samples_per_batch(ours: PretrainingArguments, training) -> list[int] | None:
     """Samples of each data type in a global batch, or None for any."""
     if ours.global_batch_distributed is None:
@@ -129,15 +137,14 @@ def samples_per_batch(ours: PretrainingArguments, training) -> list[int] | None:
 
 
 def make_trainer(
-    model, tokenizer, ours: PretrainingArguments, training, corpus: Corpus, held_out: Corpus | None, per_batch
+    model, tokenizer, ours: PretrainingArguments, training, corpus: Corpus, held_out: Corpus | None, order
 ):
     import torch
     from torch.utils.data import Dataset, SequentialSampler
     from transformers import Trainer, TrainerCallback
 
-    max_length, order, sampler = ours.model_max_length, None, None
-    if per_batch is not None:
-        order = proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
+    max_length, sampler = ours.model_max_length, None
+    if order is not None:
         sampler = SequentialSampler(order)
     elif training.train_sampling_strategy == "group_by_length":
         batch_size = training.train_batch_size * training.gradient_accumulation_steps
@@ -176,7 +183,7 @@ def make_trainer(
     class OrderNote(TrainerCallback):
         def on_train_begin(self, args, state, control, train_dataloader=None, **_):
             if state.is_world_process_zero:
-                note_order(args.output_dir, order_settings(ours, args, corpus, state, train_dataloader, per_batch))
+                note_order(args.output_dir, order_settings(ours, args, corpus, state, train_dataloader))
 
     if held_out is not None:
         training.eval_on_start = True
@@ -195,11 +202,11 @@ def data_seed(training) -> int:
     return training.seed if training.data_seed is None else training.data_seed
 
 
-def order_settings(ours: PretrainingArguments, training, corpus: Corpus, state, loader, per_batch) -> OrderSettings:
+def order_settings(ours: PretrainingArguments, training, corpus: Corpus, state, loader) -> OrderSettings:
     """What trace.py needs to find out later which samples a step took."""
     from transformers.trainer_pt_utils import AcceleratorConfig
 
-    usual, sampler = AcceleratorConfig(), "accelerate"
+    usual, sampler, per_batch = AcceleratorConfig(), "accelerate", samples_per_batch(ours, training)
     for name in ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler"):
         if getattr(training.accelerator_config, name) != getattr(usual, name):
             sampler = f"accelerate with another {name}"

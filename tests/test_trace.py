@@ -301,7 +301,17 @@ def test_a_wrong_command_is_told(run_script):
 def test_steps_trained_elsewhere_are_told(run_script, run_of):
     result = run_script(TRACE, "--output_dir", run_of(from_step=3), "--step", 2)
     assert result.returncode == 1
-    assert "the run has steps 4 to 6; name the --output_dir that the steps before 4 were trained in" in result.stderr
+    assert "has steps from 4 on; name the --output_dir of the steps before that" in result.stderr
+
+
+def test_a_run_may_go_on_with_another_corpus(run_script, run_of, tmp_path):
+    run_of()
+    out = run_of(from_step=3, max_steps=8, data_path=str(tmp_path / "a"), num_samples=12)
+    for step, path in ((3, "corpus"), (4, "a")):
+        result = run_script(TRACE, "--output_dir", out, "--step", step)
+        assert f"samples of {tmp_path / path}\n" in result.stdout
+    summary = run_script(TRACE, "--output_dir", out, "--sample", 1).stdout.splitlines()[-1]
+    assert summary.endswith("in steps 4 to 8")
 
 
 def test_an_unknown_order_is_refused(run_script, run_of):

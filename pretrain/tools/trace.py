@@ -46,7 +46,7 @@ TEXT_SHOWN = 80  # characters of a sample
 def main() -> None:
     args = parse_args()
     entries = order_settings(args)
-    corpus = Corpus(entries[-1].data_path)
+    corpus = Corpus(data_path_of(entries, args))
     orders = open_orders(entries, corpus)
     if args.step is not None:
         show_step(orders, corpus, args)
@@ -101,6 +101,16 @@ def order_settings(args: argparse.Namespace) -> list[OrderSettings]:
         flags["global_batch_distributed"] = as_list(args.global_batch_distributed)
     record = (read_record(args.output_dir) if args.output_dir else []) or [{}]
     return [complete({**entry, **flags}, args) for entry in record]
+
+
+def data_path_of(entries: list[OrderSettings], args: argparse.Namespace) -> str:
+    """The corpus that the question is about; a run may have gone on with another one."""
+    asked, known_from = args.step or args.seen_until, entries[0].from_step + 1
+    if known_from > 1 and (args.seen_until is not None or (asked and asked < known_from)):
+        raise ValueError(
+            f"{args.output_dir}: has steps from {known_from} on; name the --output_dir of the steps before that"
+        )
+    return [entry for entry in entries if not asked or entry.from_step < max(asked, 1)][-1].data_path
 
 
 def as_list(text: str) -> list[int]:
