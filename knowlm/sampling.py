@@ -1,4 +1,4 @@
-"""Which samples go into a batch when a corpus has several types of data."""
+"""Which samples go into a batch: a share of each type of data, or samples of like lengths."""
 
 from collections.abc import Iterator, Sequence
 
@@ -50,11 +50,12 @@ class LengthGroupedSampler:
 
     transformers' sampler of this name draws from the process's generator: a resumed run then draws another order, and
     skips other samples than those that were trained on.
-    lengths: tokens of each sample. batch_size: samples that a process takes for one step.
+    lengths: (samples,) of tokens, cut to ``max_length``. batch_size: samples that a process takes for one step.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
-        self.lengths, self.batch_size, self.seed, self.epoch = lengths, batch_size, seed, 0
+    def __init__(self, lengths: np.ndarray, max_length: int, batch_size: int, seed: int):
+        self.lengths = np.minimum(lengths.astype(int), max_length).tolist()
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -114,8 +114,8 @@ class TrainingOrder:
         if strategy == "sequential":
             return np.arange(len(self.corpus))
         if strategy == "group_by_length":
-            lengths = np.minimum(self.corpus.lengths, self.settings.model_max_length).tolist()
-            sampler = LengthGroupedSampler(lengths, self.settings.per_device_train_batch_size * self.accumulation, seed)
+            batch_size = self.settings.per_device_train_batch_size * self.accumulation
+            sampler = LengthGroupedSampler(self.corpus.lengths, self.settings.model_max_length, batch_size, seed)
             sampler.set_epoch(epoch)
             return np.array(list(sampler))
         import torch

@@ -111,9 +111,9 @@ def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
 def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
     """Sample numbers in the order of training, or None where a sampler draws them."""
     per_batch = samples_per_batch(ours, training)
-    return (
-        None if per_batch is None else proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
-    )
+    if per_batch is None:
+        return None
+    return proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
 
 
 def samples_per_batch(ours: PretrainingArguments, training) -> list[int] | None:
@@ -148,7 +148,7 @@ def make_trainer(
         sampler = SequentialSampler(order)
     elif training.train_sampling_strategy == "group_by_length":
         batch_size = training.train_batch_size * training.gradient_accumulation_steps
-        sampler = LengthGroupedSampler(corpus.lengths.clip(max=max_length).tolist(), batch_size, data_seed(training))
+        sampler = LengthGroupedSampler(corpus.lengths, max_length, batch_size, data_seed(training))
 
     class Samples(Dataset):
         def __init__(self, corpus: Corpus, order=None):

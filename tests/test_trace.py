@@ -331,8 +331,8 @@ def test_the_record_keeps_what_changed_and_forgets_what_is_trained_again(tmp_pat
 
 
 def test_what_was_seen_is_the_same_as_the_visits(corpus):
-    first = settings(world_size=2, max_steps=9)
-    orders = open_orders([first, settings(from_step=4, world_size=3, max_steps=9)], corpus)
+    same = {"data_path": corpus.prefix, "max_steps": 9}
+    orders = open_orders([settings(**same), settings(from_step=4, world_size=3, **same)], corpus)
     for last in range(1, 10):
         visited = {
             visit.sample
