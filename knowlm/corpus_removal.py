@@ -1,101 +1,206 @@
-"""Take samples out of a packed corpus, and look whether anything of them is left."""
+"""Write a corpus without some of its samples, and prove that nothing of them is left."""
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from knowlm import __version__
-from knowlm.corpus import BLOCK, LEDGER, Corpus, write_counts, write_index
-from knowlm.files import replacing, require_space, write_json
+from knowlm.copies import contents, find_copies, in_groups, places_between
+from knowlm.corpus import BLOCK, Corpus, write_counts, write_index
+from knowlm.files import replacing, require_file, require_space, sync, write_json
+
+SUFFIXES = (".idx", ".dis", ".tmp", ".json", ".ledger", ".bin")
 
 
-def parse_ranges(texts: Sequence[str], flag: str) -> list[tuple[int, int]]:
+def parse_ranges(texts: Iterable[str], flag: str) -> Iterator[tuple[int, int]]:
     """Numbers and ranges as (first, last).
 
-    >>> parse_ranges(["7", "10-12"], "--remove_samples")
+    >>> list(parse_ranges(["7", "10-12"], "--remove_samples"))
     [(7, 7), (10, 12)]
     """
-    ranges = []
     for text in texts:
         first, dash, last = text.partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or int(last or first) < int(first):
             raise ValueError(f"{flag} {text}: a number or a range such as 10-20 is needed")
-        ranges.append((int(first), int(last or first)))
-    return ranges
+        yield int(first), int(last or first)
 
 
-def samples_of_documents(corpus: Corpus, documents: Sequence[str]) -> np.ndarray:
+def samples_of_numbers(corpus: Corpus, texts: Sequence[str], flag: str) -> np.ndarray:
+    """Numbers of samples given as ``7``, ``10-12`` or ``@FILE`` with such lines."""
+    wanted = np.zeros(len(corpus), bool)
+    for text in texts:
+        with open(require_file(text[1:])) if text.startswith("@") else nullcontext([text]) as lines:
+            for first, last in parse_ranges((line.strip() for line in lines if not line.isspace()), flag):
+                if last >= len(corpus):
+                    raise ValueError(f"{flag} {text}: {corpus.prefix} has samples 0 to {len(corpus) - 1}, not {last}")
+                wanted[first : last + 1] = True
+    return np.flatnonzero(wanted)
+
+
+def samples_of_documents(corpus: Corpus, documents: Sequence[str], flag: str) -> np.ndarray:
     """Numbers of all samples of documents given as ``FILE:LINE`` or ``FILE:FIRST-LAST``, lines counted from 1.
 
     Raises ValueError when the corpus has no ledger, knows no such file, or holds nothing of a document.
     """
-    if not documents:
-        return np.empty(0, int)
-    if corpus.ledger is None:
-        raise ValueError(f"{corpus.prefix}: has no ledger, so nothing tells its documents; name samples instead")
-    paths = [source["path"] for source in corpus.settings["sources"]]
     wanted = np.zeros(len(corpus), bool)
     for document in documents:
-        path, _, lines = document.rpartition(":")
-        if path not in paths:
-            raise ValueError(f"--remove_documents {document}: the corpus was made of {', '.join(paths)}")
-        ((first, last),) = parse_ranges([lines], "--remove_documents")
-        found = np.isin(corpus.ledger["source"], [i for i, source in enumerate(paths) if source == path])
-        found &= (corpus.ledger["document"] >= first) & (corpus.ledger["document"] <= last)
+        found = is_of_document(corpus, document, flag)
         if not found.any():
-            raise ValueError(f"--remove_documents {document}: no sample of {corpus.prefix} comes from there")
+            raise ValueError(f"{flag} {document}: no sample of {corpus.prefix} comes from there")
         wanted |= found
     return np.flatnonzero(wanted)
 
 
-def remove_samples(corpus: Corpus, numbers: np.ndarray, new_prefix: str) -> Corpus:
-    """Write a corpus without the samples of these numbers; the others stay in order, and in their types."""
+def is_of_document(corpus: Corpus, document: str, flag: str) -> np.ndarray:
+    """(samples,) of bool."""
+    if corpus.ledger is None:
+        raise ValueError(f"{corpus.prefix}: has no ledger, so nothing tells its documents; name samples instead")
+    paths = [source["path"] for source in corpus.settings["sources"]]
+    path, _, lines = document.rpartition(":")
+    if path not in paths:
+        raise ValueError(f"{flag} {document}: the corpus was made of {', '.join(paths)}")
+    ((first, last),) = parse_ranges([lines], flag)
+    found = np.isin(corpus.ledger["source"], [i for i, source in enumerate(paths) if source == path])
+    return found & (corpus.ledger["document"] >= first) & (corpus.ledger["document"] <= last)
+
+
+def remove_samples(
+    corpus: Corpus, numbers: np.ndarray, documents: Sequence[str], new_prefix: str, width: int, copies_too: bool
+) -> tuple[Corpus, np.ndarray]:
+    """Write a corpus without the samples of these numbers and documents; the others stay in order and in their types.
+
+    Before its files take their names it is searched: no sample may hold ``width`` neighbouring tokens of a removed one.
+    copies_too: remove the samples that do, too. Returns the corpus and the numbers of these.
+    """
+    numbers = np.union1d(numbers, samples_of_documents(corpus, documents, "--remove_documents"))
+    require_space(Path(new_prefix).parent, corpus.tokens.nbytes + 40 * len(corpus))
     kept = np.ones(len(corpus), bool)
     kept[numbers] = False
-    if not kept.any():
-        raise ValueError(f"{new_prefix}: no sample would be left")
-    require_space(Path(new_prefix).parent, corpus.tokens.nbytes + 40 * len(corpus))
-    edges = np.cumsum([0, *corpus.type_counts])
-    with replacing(f"{new_prefix}.bin") as partial, partial.open("wb") as tokens:
-        for first, stop in runs(kept):
-            corpus.tokens[int(corpus.starts[first]) : int(corpus.starts[stop - 1] + corpus.lengths[stop - 1])].tofile(
-                tokens
+    copies = np.empty(0, int)
+    while True:
+        if not kept.any():
+            raise ValueError(f"{new_prefix}: no sample would be left")
+        with unpublished(new_prefix) as prefix:
+            new = write_without(corpus, kept, prefix)
+            check_kept(corpus, kept, new, documents)
+            found, sizes = find_copies(corpus, numbers, new, width)
+            if not len(found):
+                publish(prefix, new_prefix)
+                return Corpus(new_prefix), copies
+        found = np.flatnonzero(kept)[found]
+        if not copies_too:
+            raise ValueError(
+                f"{new_prefix}: not written, as {len(found)} other samples hold {sizes.sum()} tokens of removed ones: "
+                f"{', '.join(described(corpus, found[:10].tolist()))}{' …' if len(found) > 10 else ''}; "
+                "remove them too, all with --remove_copies"
             )
+        kept[found] = False
+        copies = np.union1d(copies, found)
+
+
+def described(corpus: Corpus, numbers: Sequence[int]) -> Iterator[str]:
+    for number in numbers:
+        origin = corpus.origin(number)
+        yield f"{number} ({origin[0]}:{origin[1]})" if origin else str(number)
+
+
+@contextmanager
+def unpublished(prefix: str) -> Iterator[str]:
+    """A prefix for files that are gone afterwards, unless they were published."""
+    partial = f"{prefix}.unproven"
+    try:
+        yield partial
+    finally:
+        for suffix in SUFFIXES:
+            Path(partial + suffix).unlink(missing_ok=True)
+
+
+def publish(prefix: str, new_prefix: str) -> None:
+    for suffix in SUFFIXES:
+        if Path(prefix + suffix).is_file():
+            sync(Path(prefix + suffix))
+            os.replace(prefix + suffix, new_prefix + suffix)
+        else:
+            Path(new_prefix + suffix).unlink(missing_ok=True)  # of an earlier run
+
+
+def write_without(corpus: Corpus, kept: np.ndarray, new_prefix: str) -> Corpus:
+    """kept: (samples,) of bool."""
+    for suffix, blocks in contents_of(corpus, kept).items():
+        with replacing(new_prefix + suffix) as partial, partial.open("wb") as file:
+            file.writelines(blocks)
     lengths = corpus.lengths[kept]
     write_index(new_prefix, [lengths])
+    edges = np.cumsum([0, *corpus.type_counts])
     write_counts(f"{new_prefix}.dis", [int(kept[a:b].sum()) for a, b in pairwise(edges)])
-    Path(f"{new_prefix}.ledger").unlink(missing_ok=True)
-    if corpus.ledger is not None:
-        with replacing(f"{new_prefix}.ledger") as partial:
-            corpus.ledger[kept].astype(LEDGER).tofile(partial)
+    if {"bos", "eos"} <= corpus.settings.keys():
+        write_counts(f"{new_prefix}.tmp", count_edges(corpus, kept))
     made = {"num_samples": len(lengths), "num_tokens": int(lengths.sum(dtype=np.int64)), "knowlm": __version__}
-    settings = {key: value for key, value in corpus.settings.items() if key != "counts"}
-    removed = {"from": corpus.prefix, "samples": len(numbers)}
+    settings = {key: value for key, value in corpus.settings.items() if key not in ("counts", "parts")}
+    removed = {"from": corpus.prefix, "samples": len(kept) - len(lengths)}
     write_json(f"{new_prefix}.json", {"dtype": corpus.tokens.dtype.str, **settings, **made, "removed": removed})
     return Corpus(new_prefix)
 
 
-def runs(kept: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Half-open spans of neighbours that are kept, at most BLOCK long.
+def contents_of(corpus: Corpus, kept: np.ndarray) -> dict[str, Iterator[bytes]]:
+    """What the kept samples give to the large files, block by block."""
+    files = {".bin": tokens_of(corpus, kept)}
+    ledger = corpus.ledger
+    if ledger is not None:
+        files[".ledger"] = (ledger[numbers].tobytes() for numbers in blocks_of(kept))
+    return files
 
-    >>> list(runs(np.array([True, True, False, True])))
-    [(0, 2), (3, 4)]
+
+def blocks_of(kept: np.ndarray) -> Iterator[np.ndarray]:
+    """Numbers of the samples that are kept, not many at once."""
+    for first in range(0, len(kept), BLOCK):
+        yield first + np.flatnonzero(kept[first : first + BLOCK])
+
+
+def tokens_of(corpus: Corpus, kept: np.ndarray) -> Iterator[bytes]:
+    for numbers in blocks_of(kept):
+        starts = corpus.starts[numbers].astype(np.int64)
+        for begins, ends in in_groups(starts, starts + corpus.lengths[numbers], BLOCK):
+            yield corpus.tokens[places_between(begins, ends)].tobytes()
+
+
+def count_edges(corpus: Corpus, kept: np.ndarray) -> list[int]:
+    """Samples with BOS only, EOS only, neither, both."""
+    counts = np.zeros(4, int)
+    for numbers in blocks_of(kept):
+        begins, ends = contents(corpus, numbers)
+        starts = corpus.starts[numbers].astype(np.int64)
+        bos, eos = begins > starts, ends < starts + corpus.lengths[numbers]
+        counts += [kind.sum() for kind in (bos & ~eos, ~bos & eos, ~bos & ~eos, bos & eos)]
+    return counts.tolist()
+
+
+def check_kept(corpus: Corpus, kept: np.ndarray, new: Corpus, documents: Sequence[str]) -> None:
+    """Read the written files again: they hold the kept samples as they were, and none of the documents."""
+    is_same = np.array_equal(new.lengths, corpus.lengths[kept])
+    for suffix, blocks in contents_of(corpus, kept).items():
+        expected = hashlib.sha256()
+        for block in blocks:
+            expected.update(block)
+        with open(new.prefix + suffix, "rb") as file:
+            is_same &= hashlib.file_digest(file, "sha256").digest() == expected.digest()
+    if not is_same:
+        raise OSError(f"{new.prefix}: what was written isn't what the disk gives back; look at the disk and run again")
+    for document in documents:
+        assert not is_of_document(new, document, "--remove_documents").any()
+
+
+def ranges_of(mask: np.ndarray) -> Iterator[list[int]]:
+    """Half-open spans of neighbours that are true.
+
+    >>> list(ranges_of(np.array([True, True, False, True])))
+    [[0, 2], [3, 4]]
     """
-    changes = np.flatnonzero(np.diff(kept, prepend=False, append=False)).tolist()
-    for first, stop in zip(changes[::2], changes[1::2], strict=True):
-        yield from ((start, min(start + BLOCK, stop)) for start in range(first, stop, BLOCK))
-
-
-def remains(old: Corpus, numbers: np.ndarray, new: Corpus) -> list[int]:
-    """Samples of ``new`` that have the tokens of a removed sample of ``old``, BOS and EOS aside."""
-    aside = np.array([old.settings.get("bos", -1), old.settings.get("eos", -1)])
-
-    def content(ids: np.ndarray) -> bytes:
-        return ids[~np.isin(ids, aside)].tobytes()
-
-    gone = {content(old[number]) for number in numbers.tolist()}
-    sizes = np.unique([len(text) // old.tokens.itemsize for text in gone])
-    alike = np.flatnonzero(np.isin(new.lengths, np.concatenate([sizes, sizes + 1, sizes + 2])))
-    return [number for number in alike.tolist() if content(new[number]) in gone]
+    changes = np.flatnonzero(np.diff(mask, prepend=False, append=False))
+    for first in range(0, len(changes), 2 * BLOCK):
+        yield from changes[first : first + 2 * BLOCK].reshape(-1, 2).tolist()

@@ -1,6 +1,6 @@
-"""Which samples go into a batch when a corpus has several types of data."""
+"""Which samples go into a batch: a share of each type of data, or samples of like lengths."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -43,3 +43,29 @@ def proportional_order(type_counts: Sequence[int], per_batch: Sequence[int], mod
     order = np.concatenate(columns, axis=1)
     generator.permuted(order, axis=1, out=order)  # every device sees every type
     return order.reshape(-1)
+
+
+class LengthGroupedSampler:
+    """Samples of like lengths together, in an order that seed and epoch alone decide.
+
+    transformers' sampler of this name draws from the process's generator: a resumed run then draws another order, and
+    skips other samples than those that were trained on.
+    lengths: (samples,) of tokens, cut to ``max_length``. batch_size: samples that a process takes for one step.
+    """
+
+    def __init__(self, lengths: np.ndarray, max_length: int, batch_size: int, seed: int):
+        self.lengths = np.minimum(lengths.astype(int), max_length).tolist()
+        self.batch_size, self.seed, self.epoch = batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        import torch
+        from transformers.trainer_pt_utils import get_length_grouped_indices
+
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, end_with_parent, run
 from knowlm.corpus import LENGTH, REJECTED, Corpus, CorpusWriter, merge_corpora
 from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
-from knowlm.corpus_removal import parse_ranges, remains, remove_samples, samples_of_documents
+from knowlm.corpus_removal import remove_samples, samples_of_numbers
 from knowlm.files import replacing
 from knowlm.sources import Chunk, find_sources, looks_like_json, read_chunks
 from knowlm.tokenization import CorpusTokenizer
@@ -96,7 +96,9 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
     group.add_argument("--new_path_prefix", help="prefix of the new corpus")
     group = parser.add_argument_group("remove")
-    group.add_argument("--remove_samples", nargs="+", default=[], metavar="N", help="numbers or ranges: 7 10-20")
+    group.add_argument(
+        "--remove_samples", nargs="+", default=[], metavar="N", help="numbers, ranges, @FILE of them: 7 10-20"
+    )
     group.add_argument(
         "--remove_documents",
         nargs="+",
@@ -104,6 +106,10 @@ def parse_args() -> argparse.Namespace:
         metavar="FILE:LINE",
         help="documents: a.jsonl:7-9",
     )
+    group.add_argument(
+        "--proof_tokens", type=int, default=50, help="a run of so many removed tokens must not be left (default: 50)"
+    )
+    group.add_argument("--remove_copies", action="store_true", help="remove samples that hold such a run, too")
     group = parser.add_argument_group("read, stats, remove")
     group.add_argument("--read_path_prefix", help="prefix of a corpus")
     group.add_argument("--sample", type=int, default=0, help="first sample to show (default: 0)")
@@ -126,6 +132,8 @@ def parse_args() -> argparse.Namespace:
         parser.error(f"--mode {args.mode} needs {', '.join('--' + name for name in missing)}")
     if args.mode == "remove" and not (args.remove_samples or args.remove_documents):
         parser.error("--mode remove needs --remove_samples, --remove_documents or both")
+    if args.proof_tokens < 1:
+        parser.error("--proof_tokens must be at least 1")
     if not 2 < args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
         parser.error("--seq_length must be 3 to 65535 and --num_workers at least 1")
     if args.tokenize == "sentence" and not args.overlap:
@@ -307,23 +315,20 @@ def draw_lengths(lengths: np.ndarray, path: Path) -> None:
 
 
 def remove(args: argparse.Namespace) -> None:
-    """A new corpus without some samples; then look for them in it."""
-    corpus = Corpus(args.read_path_prefix)
+    """A new corpus without some samples, that is written if nothing of them is left in it."""
+    old = Corpus(args.read_path_prefix)
     if Path(args.new_path_prefix).absolute() == Path(args.read_path_prefix).absolute():
         raise ValueError(f"--new_path_prefix {args.new_path_prefix}: is the corpus itself; name another")
-    wanted = [np.arange(first, last + 1) for first, last in parse_ranges(args.remove_samples, "--remove_samples")]
-    numbers = np.unique(np.concatenate([*wanted, samples_of_documents(corpus, args.remove_documents)]).astype(int))
-    if numbers[-1] >= len(corpus):
-        raise ValueError(f"--remove_samples: {args.read_path_prefix} has samples 0 to {len(corpus) - 1}")
-    new = remove_samples(corpus, numbers, args.new_path_prefix)
-    left = remains(corpus, numbers, new)
-    print(f"{args.new_path_prefix}: {len(new)} samples, {len(numbers)} of {len(corpus)} removed")
-    if left:
-        raise ValueError(
-            f"{args.new_path_prefix}: samples {', '.join(map(str, left[:10]))} hold the same text as removed ones, "
-            "from other documents; remove these too"
-        )
-    print(f"{args.new_path_prefix}: none of its samples holds the text of a removed one")
+    numbers = samples_of_numbers(old, args.remove_samples, "--remove_samples")
+    new, copies = remove_samples(
+        old, numbers, args.remove_documents, args.new_path_prefix, args.proof_tokens, args.remove_copies
+    )
+    also = f" ({len(copies)} of them for holding text of the others)" if len(copies) else ""
+    print(
+        f"{args.new_path_prefix}: {len(new)} samples, {len(new.tokens)} tokens; removed {len(old) - len(new)} samples"
+        f"{also}, {len(old.tokens) - len(new.tokens)} tokens; no run of {args.proof_tokens} tokens of "
+        f"{'the others' if also else 'them'} is left, nor a whole sample of fewer"
+    )
 
 
 if __name__ == "__main__":

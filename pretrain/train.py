@@ -6,8 +6,9 @@
 
 Takes every flag of transformers' TrainingArguments besides its own. A run that was stopped goes on from the last whole
 checkpoint in --output_dir (--resume_from_checkpoint False starts over). Output: the model as a Hugging Face folder,
-checkpoint-N folders, trainer_state.json with every logged loss, loss.png. Without a GPU it multiplies in bfloat16 where
-the CPU has instructions for that (--bf16 False: never); the weights stay 32-bit.
+checkpoint-N folders, trainer_state.json with every logged loss, loss.png, training_data.json (pretrain/tools/trace.py
+reads it). Without a GPU it multiplies in bfloat16 where the CPU has instructions for that (--bf16 False: never); the
+weights stay 32-bit.
 """
 
 import ast
@@ -20,6 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 from knowlm.cli import refuse, run
 from knowlm.corpus import Corpus
 from knowlm.models import check_model_folder, cpu_multiplies_bf16, load_base, load_tokenizer
+from knowlm.sampling import LengthGroupedSampler, proportional_order
+from knowlm.trained_data import OrderSettings, note_order
 from knowlm.training import last_losses, start_processes_on_cpu, train_and_save, translate_flags
 
 
@@ -62,7 +65,7 @@ def main() -> None:
     transformers.set_seed(training.seed)
     model = load_base(ours.model_name_or_path, training=True)
     model.config.use_cache = False
-    trainer = make_trainer(model, tokenizer, training, corpus, held_out, ours.model_max_length, order)
+    trainer = make_trainer(model, tokenizer, ours, training, corpus, held_out, order)
     train_and_save(trainer, training.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         print(f"{training.output_dir}: {trainer.state.global_step} steps, {last_losses(trainer.state.log_history)}")
@@ -106,11 +109,17 @@ def check_vocabulary(corpus: Corpus, vocab_size: int) -> None:
 
 
 def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
-    """Sample numbers in the order of training, or None for a plain shuffle."""
+    """Sample numbers in the order of training, or None where a sampler draws them."""
+    per_batch = samples_per_batch(ours, training)
+    if per_batch is None:
+        return None
+    return proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
+
+
+def samples_per_batch(ours: PretrainingArguments, training) -> list[int] | None:
+    """Samples of each data type in a global batch, or None for any."""
     if ours.global_batch_distributed is None:
         return None
-    from knowlm.sampling import proportional_order
-
     try:
         per_batch = ast.literal_eval(ours.global_batch_distributed)
         assert isinstance(per_batch, list) and all(type(n) is int and n >= 0 for n in per_batch)
@@ -124,13 +133,22 @@ def batch_order(ours: PretrainingArguments, training, corpus: Corpus):
             f"--global_batch_distributed {per_batch} sums to {sum(per_batch)}; "
             f"devices × per-device batch is {devices}: make them equal"
         )
-    return proportional_order(corpus.type_counts, per_batch, ours.fill_mode, training.seed)
+    return per_batch
 
 
-def make_trainer(model, tokenizer, training, corpus: Corpus, held_out: Corpus | None, max_length: int, order):
+def make_trainer(
+    model, tokenizer, ours: PretrainingArguments, training, corpus: Corpus, held_out: Corpus | None, order
+):
     import torch
     from torch.utils.data import Dataset, SequentialSampler
-    from transformers import Trainer
+    from transformers import Trainer, TrainerCallback
+
+    max_length, sampler = ours.model_max_length, None
+    if order is not None:
+        sampler = SequentialSampler(order)
+    elif training.train_sampling_strategy == "group_by_length":
+        batch_size = training.train_batch_size * training.gradient_accumulation_steps
+        sampler = LengthGroupedSampler(corpus.lengths, max_length, batch_size, data_seed(training))
 
     class Samples(Dataset):
         def __init__(self, corpus: Corpus, order=None):
@@ -154,7 +172,18 @@ def make_trainer(model, tokenizer, training, corpus: Corpus, held_out: Corpus | 
 
     class PretrainingTrainer(Trainer):
         def _get_train_sampler(self, dataset=None):
-            return super()._get_train_sampler(dataset) if order is None else SequentialSampler(self.train_dataset)
+            return super()._get_train_sampler(dataset) if sampler is None else sampler
+
+        def get_train_dataloader(self):
+            loader = super().get_train_dataloader()
+            if sampler is not None:
+                loader.set_sampler(sampler)  # else set_epoch doesn't reach it where a resumed run skips batches
+            return loader
+
+    class OrderNote(TrainerCallback):
+        def on_train_begin(self, args, state, control, train_dataloader=None, **_):
+            if state.is_world_process_zero:
+                note_order(args.output_dir, order_settings(ours, args, corpus, state, train_dataloader))
 
     if held_out is not None:
         training.eval_on_start = True
@@ -165,6 +194,40 @@ def make_trainer(model, tokenizer, training, corpus: Corpus, held_out: Corpus | 
         data_collator=collate,
         eval_dataset=None if held_out is None else Samples(held_out),
         processing_class=tokenizer,
+        callbacks=[OrderNote()],
+    )
+
+
+def data_seed(training) -> int:
+    return training.seed if training.data_seed is None else training.data_seed
+
+
+def order_settings(ours: PretrainingArguments, training, corpus: Corpus, state, loader) -> OrderSettings:
+    """What trace.py needs to find out later which samples a step took."""
+    from transformers.trainer_pt_utils import AcceleratorConfig
+
+    usual, sampler, per_batch = AcceleratorConfig(), "accelerate", samples_per_batch(ours, training)
+    for name in ("split_batches", "dispatch_batches", "even_batches", "use_seedable_sampler"):
+        if getattr(training.accelerator_config, name) != getattr(usual, name):
+            sampler = f"accelerate with another {name}"
+    if training.auto_find_batch_size:
+        sampler = "accelerate with auto_find_batch_size"
+    return OrderSettings(
+        data_path=str(Path(ours.data_path).absolute()),
+        num_samples=len(corpus),
+        seed=data_seed(training) if per_batch is None else training.seed,
+        world_size=getattr(loader.batch_sampler, "num_processes", 1),
+        per_device_train_batch_size=training.train_batch_size,
+        gradient_accumulation_steps=training.gradient_accumulation_steps,
+        max_steps=state.max_steps,
+        from_step=state.global_step,
+        sampler=sampler,
+        train_sampling_strategy=str(training.train_sampling_strategy),
+        global_batch_distributed=per_batch,
+        fill_mode=ours.fill_mode,
+        model_max_length=ours.model_max_length,
+        dataloader_drop_last=training.dataloader_drop_last,
+        ignore_data_skip=training.ignore_data_skip,
     )
 
 

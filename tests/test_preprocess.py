@@ -273,48 +273,6 @@ def test_read_shows_texts(run_script, source, tiny_llama, tmp_path):
     assert "床前明月光" in result.stdout
 
 
-def test_a_removed_document_is_gone(run_script, source, tiny_llama, tmp_path):
-    corpus, _ = write(run_script, source, tiny_llama, tmp_path, "--seq_length", 24)
-    doomed = [i for i in range(len(corpus)) if corpus.origin(i)[1] in (1, 4)]
-    flags = ["--mode", "remove", "--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
-    result = run_script("pretrain/preprocess.py", *flags, "--remove_documents", f"{source}:1", f"{source}:4")
-    assert result.returncode == 0, result.stderr
-    assert "none of its samples holds the text of a removed one" in result.stdout
-    less, kept = Corpus(tmp_path / "less"), [i for i in range(len(corpus)) if i not in doomed]
-    assert len(doomed) > 1 and [ids.tolist() for ids in map(less.__getitem__, range(len(less)))] == [
-        corpus[i].tolist() for i in kept
-    ]
-    assert [less.origin(i) for i in range(len(less))] == [corpus.origin(i) for i in kept]
-
-
-def test_a_copy_of_a_removed_sample_is_told(run_script, source, tiny_llama, tmp_path):
-    source.write_bytes(source.read_bytes() * 2)
-    write(run_script, source, tiny_llama, tmp_path)
-    flags = ["--mode", "remove", "--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
-    result = run_script("pretrain/preprocess.py", *flags, "--remove_samples", "0-1")
-    assert result.returncode == 1
-    assert "samples 3, 4 hold the same text as removed ones" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--remove_samples", "99"], "has samples 0 to"),
-        (["--remove_samples", "a-b"], "a number or a range"),
-        (["--remove_documents", "other.jsonl:1"], "the corpus was made of"),
-        (["--remove_documents", "{source}:99"], "no sample of"),
-    ],
-)
-def test_what_can_not_be_removed_is_told(run_script, source, tiny_llama, tmp_path, flags, message):
-    write(run_script, source, tiny_llama, tmp_path)
-    paths = ["--read_path_prefix", tmp_path / "out", "--new_path_prefix", tmp_path / "less"]
-    result = run_script(
-        "pretrain/preprocess.py", "--mode", "remove", *paths, *[flag.format(source=source) for flag in flags]
-    )
-    assert result.returncode == 1 and message in result.stderr
-    assert not list(tmp_path.glob("less*"))
-
-
 def test_stats_counts_sources_and_draws_lengths(run_script, source, tiny_llama, tmp_path):
     write(run_script, source, tiny_llama, tmp_path)
     result = run_script("pretrain/preprocess.py", "--mode", "stats", "--read_path_prefix", tmp_path / "out")
