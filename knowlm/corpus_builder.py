@@ -43,7 +43,7 @@ class EncodedChunk:
 def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> EncodedChunk:
     """The samples of a chunk's documents, in order."""
     rejected: list[dict] = []
-    documents = list(read_documents(chunk, recipe, rejected))
+    documents = [(number, text) for number, text in read_documents(chunk, recipe, rejected) if text.strip()]
     samples, lengths, origins = [], [], []
     counts = Counter({"documents": len(documents), "rejected lines": len(rejected)})
     begin, end = np.array([tokenizer.bos], np.uint32), np.array([tokenizer.eos], np.uint32)
@@ -85,8 +85,7 @@ def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterat
             continue
         if not recipe.do_keep_newlines:
             text = re.sub(r"\s*\n\s*", "" if language_of(text, recipe) == "chinese" else " ", text)
-        if text.strip():
-            yield number, text
+        yield number, text
 
 
 def language_of(text: str, recipe: Recipe) -> str:
