@@ -73,10 +73,8 @@ def plan_tasks(sources: list[Source], tasks: int) -> list[list[Part]]:
     for number, (source, size) in enumerate(zip(sources, sizes, strict=True)):
         first, last = (min(int(place / share), tasks - 1) for place in (begin, begin + max(size - 1, 0)))
         cuts = [int((task + 1) * share) - begin for task in range(first, last)]
-        whole = Path(source.path).suffix in WHOLE_ONLY
-        for task, part in zip(
-            range(first, last + 1), cut_lines(source.path, number, [] if whole else cuts), strict=False
-        ):
+        parts = cut_lines(source.path, number, [] if Path(source.path).suffix in WHOLE_ONLY else cuts)
+        for task, part in zip(range(first, last + 1), parts, strict=False):
             plan[task].append(part)
         begin += size
     return plan

@@ -40,13 +40,8 @@ def gather(folder: Path, settings: dict) -> dict:
     if sums != read["read"]:
         raise ValueError(f"{folder}: {read['read']} documents and bytes were read, {sums} kept or removed; start anew")
     reasons = [
-        {
-            "reason": reason,
-            "documents": documents,
-            "bytes": size,
-            "examples": find_examples(folder / "removed" / reason),
-        }
-        for reason, (documents, size) in sorted(removed.items(), key=lambda item: (-item[1][0], item[0]))
+        {"reason": name, "documents": documents, "bytes": size, "examples": find_examples(folder / "removed" / name)}
+        for name, (documents, size) in sorted(removed.items(), key=lambda item: (-item[1][0], item[0]))
     ]
     return {
         "in": {"documents": sums[0] + rejected, "bytes": sums[1]},
@@ -68,7 +63,7 @@ def add_counts(folder: Path, stage: str) -> dict[str, list[int]]:
 
 def find_examples(folder: Path) -> list[dict]:
     """The first removed documents, shortened."""
-    examples = []
+    examples: list[dict] = []
     for path in sorted(folder.glob("*.jsonl")):
         with path.open(encoding="utf-8") as lines:
             for row in map(json.loads, islice(lines, EXAMPLES - len(examples))):
@@ -89,7 +84,8 @@ def describe(report: dict) -> str:
         ("rejected lines", {"documents": report["rejected_lines"], "bytes": 0}),
     ]
     rows += [(f"removed: {row['reason']}", row) for row in report["reasons"]]
-    settings = ", ".join(f"{name} {value}" for name, value in report["settings"].items() if name != "file_path")
+    told = ("language", "min_words", "min_sentences", "skip")
+    settings = ", ".join(f"{name} {report['settings'][name]}" for name in told if report["settings"][name])
     files = len(report["settings"]["file_path"])
     lines = ["# Cleaning report", "", f"{files} files; {as_text(settings)}", ""]
     lines += ["| | documents | share | bytes of text |", "|---|---:|---:|---:|"]

@@ -42,7 +42,7 @@ def earlier_first(document: Document) -> int:
 
 
 EXACT = ExactDedupConfig(content_getter=content, document_priority=earlier_first)
-# datatrove's published settings: 14 buckets of 8 hashes over 5-grams of words find documents that share about 3/4 of them
+# datatrove's published settings: 14 buckets of 8 hashes of 5-grams of words, for documents that share 3/4 of these
 NEAR = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # datatrove's use of xxhash fails from xxhash 4 on
 
 

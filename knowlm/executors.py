@@ -118,11 +118,14 @@ class LocalExecutor(LocalPipelineExecutor):
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
+worker_executor: LocalExecutor  # of a worker process
+
+
 def start_worker(executor: LocalExecutor) -> None:
     global worker_executor
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.stderr = open(os.devnull, "w")  # datatrove logs and draws bars there; its log files have it all
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # datatrove logs and draws bars there; its log files have it all
     worker_executor = executor
 
 

@@ -31,6 +31,7 @@ PAGE_WORDS = 50  # Gopher's shortest document: its shares of n-grams say nothing
 CONTACT = re.compile(
     r"https?://|www\.|(?<!\d)1[3-9]\d{9}(?!\d)|(?<!\d)\d{3,4}-\d{7,8}(?!\d)|(?:QQ|微信|薇信|VX)号?[:：]?\s*\w{5,}", re.I
 )
+NGrams = Sequence[tuple[int, float]]  # (words, greatest share of the text)
 Verdict = bool | tuple[bool, str]  # as datatrove's filters give: True, or False and why
 
 
@@ -96,7 +97,7 @@ def quality_filters(language: str, min_words: int, min_sentences: int) -> list[t
             ("chinese", LambdaFilter(ChineseRules(min_words))),
             # A Chinese word has two characters or so: n-grams twice as long. The most frequent one is measured with
             # spaces between its characters, 7 long, so its share of 0.2 is one of 0.35.
-            ("gopher_repetition", Repetition(words, ((4, 0.35),), ((10, 0.15), (14, 0.13), (20, 0.10)))),
+            ("gopher_repetition", Repetition(words, ((4, 0.35),), dup_n_grams=((10, 0.15), (14, 0.13), (20, 0.10)))),
             # as FineWeb 2 does (https://arxiv.org/abs/2506.20920): lines are short in Chinese, so that rule is off
             ("fineweb", FineWebQualityFilter(short_line_thr=1, char_duplicates_ratio=0.1, language=words)),
         ]
@@ -111,10 +112,9 @@ def quality_filters(language: str, min_words: int, min_sentences: int) -> list[t
 class Repetition(GopherRepetitionFilter):
     """Gopher's, without its most frequent n-gram in short documents, where one that comes once has a large share."""
 
-    def __init__(self, words: Words, *n_grams: Sequence[tuple[int, float]]):
-        names = ("top_n_grams", "dup_n_grams")
-        super().__init__(language=words, **dict(zip(names, n_grams, strict=False)))
-        self.of_pages = self.top_n_grams
+    def __init__(self, words: Words, top_n_grams: NGrams = ((2, 0.2), (3, 0.18), (4, 0.16)), **settings):
+        super().__init__(language=words, **settings)
+        self.of_pages = top_n_grams
 
     def filter(self, doc: Document) -> Verdict:
         self.top_n_grams = self.of_pages if len(split_into_words(doc.text, self.language)) >= PAGE_WORDS else ()
@@ -146,14 +146,14 @@ class ChineseRules:
         contacts = len(CONTACT.findall(doc.text))
         if len(WORD.findall(doc.text)) < self.min_words:
             return False, "short"
+        if contacts >= 3 and contacts > characters / 200:  # links, phone and chat numbers: an advertisement
+            return False, "contacts"
         if len(regex.findall(r"\p{Han}", doc.text)) < 0.1 * characters:  # as guess_language; with a translation, 0.15
             return False, "few_chinese_characters"
         if len(regex.findall(r"\p{L}", doc.text)) < 0.5 * characters:  # texts have over 0.7; tables and logs fewer
             return False, "few_letters"
         if len(regex.findall(r"\p{S}", doc.text)) > 0.1 * characters:  # ★, →, emoji; texts have under 0.02
             return False, "symbols"
-        if contacts >= 3 and contacts > characters / 200:  # links, phone and chat numbers: an advertisement
-            return False, "contacts"
         return True
 
 

@@ -53,18 +53,8 @@ from knowlm.quality import HarmfulWords
 from knowlm.sources import find_sources
 
 WORD_LISTS = Path(__file__).resolve().parent / "data" / "word_lists"
-STEPS = [
-    "language",
-    "harmful",
-    "gopher_repetition",
-    "gopher_quality",
-    "c4",
-    "fineweb",
-    "chinese",
-    "code",
-    "exact",
-    "near",
-]
+STEPS = ["language", "harmful", "gopher_repetition", "gopher_quality", "c4", "fineweb", "chinese", "code"]
+STEPS += ["exact", "near"]
 
 
 def main() -> None:
@@ -81,9 +71,7 @@ def main() -> None:
     if run_stages(stages, args, folder.absolute() / "work" / "logs"):
         print(summarize(folder))
     else:
-        print(
-            f"{folder}: jobs are submitted; squeue shows them, and this command, repeated, the result or what is left"
-        )
+        print(f"{folder}: jobs are submitted, squeue shows them; this command, repeated, goes on or tells the result")
 
 
 def parse_args() -> argparse.Namespace:
@@ -163,7 +151,7 @@ def take_folder(folder: Path, settings: dict) -> None:
         old = read_json(path)
         if other := [name for name in settings if settings[name] != old.get(name)]:
             raise ValueError(
-                f"{folder}: was begun with another {', '.join(other)}; repeat that command, or name another --output_dir"
+                f"{folder}: was begun with another {', '.join(other)}; repeat that command or name another --output_dir"
             )
     elif {found.name for found in folder.rglob("*")} - {"work", "settings.json.partial"}:
         require_new(folder)
