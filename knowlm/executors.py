@@ -59,6 +59,8 @@ def add_executor_flags(parser: ArgumentParser) -> None:
 
 
 def check_executor_flags(parser: ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse what can't work; from here on datatrove logs to its files alone."""
+    logger.remove()
     if min(value for value in (args.tasks, args.num_workers, args.cpus_per_task, 1) if value is not None) < 1:
         parser.error("--tasks, --num_workers and --cpus_per_task must be at least 1")
     if args.executor == "slurm" and not args.partition:
@@ -77,7 +79,6 @@ def run_stages(stages: Sequence[Stage], args: argparse.Namespace, logging_dir: P
     logging_dir: absolute, seen by all machines. LOGGING_DIR/STAGE/completions holds a file for every task that is done,
     which a repeated command leaves out, and .../logs what each task logged.
     """
-    logger.remove()  # datatrove logs to stderr
     if args.executor == "slurm":
         return not submit(stages, args, logging_dir)
     for stage in stages:

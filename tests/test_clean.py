@@ -118,7 +118,7 @@ REMOVED = {
     "gopher_repetition.top_2_gram": "The rent of the day, and with that buy shoes. " + "Buy shoes, and buy shoes. " * 9,
     "c4.curly_bracket": ENGLISH + " And then the template said {name} to everybody.",
     "c4.lorem_ipsum": ENGLISH + " Lorem ipsum dolor sit amet.",
-    "c4.too_few_sentences": "It rained all day on the fair of the town, and the people that came home late were wet to the skin.",
+    "c4.too_few_sentences": "It rained on the day of the fair of our town, and the people that came late were wet.",
     "fineweb.line_punct_ratio": "\n".join(re.split(r"[,.]\s", ENGLISH.rstrip("."))),
     "chinese.short": "你好，世界。",
     "chinese.few_letters": "价格 12345678 99 数量 98765432 77 合计 1122334455 66 编号 00998877 55 库存 665544 44 单位",
@@ -295,7 +295,9 @@ def test_workers_change_nothing_and_tasks_only_the_files(clean, tmp_path):
 def test_a_killed_run_goes_on_to_the_same_bytes(clean, tmp_path, victim):
     write(tmp_path / "many.jsonl", many_texts(3000))
     flags = ["--tasks", 4, "--num_workers", 2]
+    begin = time.monotonic()
     whole, result = clean(tmp_path / "many.jsonl", *flags, folder="whole")
+    duration = time.monotonic() - begin
     assert result.returncode == 0, result.stderr
     command = [
         sys.executable,
@@ -306,9 +308,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(clean, tmp_path, victim):
         "auto",
     ]
     command += ["--output_dir", tmp_path / "killed", *flags]
-    for wait in (1.5, 2.2, 3, 4):
+    for share in (0.3, 0.5, 0.7, 0.8):
         process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
-        time.sleep(wait)
+        time.sleep(share * duration)
         if victim == "worker" and (workers := psutil.Process(process.pid).children()):
             workers[0].kill()
             _, errors = process.communicate(timeout=60)
