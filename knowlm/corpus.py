@@ -95,6 +95,16 @@ class Corpus:
         return self.tokens[start : start + int(self.lengths[sample])]
 
 
+class NoSamplesError(ValueError):
+    """A corpus would be empty."""
+
+    def __init__(self, prefix: str, counts: dict):
+        super().__init__(
+            f"{prefix}: no sample is left to write; look at the input, {prefix}{REJECTED} and --min_sample_tokens"
+        )
+        self.counts = counts
+
+
 class CorpusWriter:
     """Appends samples to a new corpus; its files take their names when the ``with`` block ends well.
 
@@ -202,10 +212,13 @@ class CorpusWriter:
         if self._is_whole:
             self._publish()
         elif not self.progress or not (error_type or self.num_samples):
+            rejected = self._paths[REJECTED]
+            if not error_type and rejected.stat().st_size:
+                os.replace(rejected, f"{self.prefix}{REJECTED}")
             for path in (*self._paths.values(), self._journal):
                 path.unlink(missing_ok=True)
         if not error_type and not self.num_samples:
-            raise ValueError(f"{self.prefix}: no sample is left to write; look at the input and --min_sample_tokens")
+            raise NoSamplesError(self.prefix, self.counts)
 
     def _publish(self) -> None:
         """Give the files their names. May be repeated after a kill: the journal goes last."""

@@ -50,7 +50,7 @@ class EncodedChunk:
 def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> EncodedChunk:
     """The samples of a chunk's documents, in order."""
     rejected: list[dict] = []
-    documents = list(read_documents(chunk, recipe, rejected))
+    documents = [(line, text) for line, text in read_documents(chunk, recipe, rejected) if text.strip()]
     chunk.data = b""  # neither needed here any more nor there
     counts = Counter({"documents": len(documents), "rejected lines": len(rejected)})
     pack = pack_sentence_by_sentence if recipe.tokenize == "sentence" else pack_wholes
@@ -91,8 +91,7 @@ def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterat
                 text += "\n"  # belonged to the document in 2023
         elif not recipe.do_keep_newlines:
             text = re.sub(r"\s*\n\s*", "" if recipe.language_of(text) == "chinese" else " ", text)
-        if text.strip():
-            yield number, text
+        yield number, text
 
 
 def pack_wholes(texts: Sequence[str], tokenizer: CorpusTokenizer, recipe: Recipe) -> Iterator[Iterable[Sample]]:

@@ -13,32 +13,29 @@
 Input: one document a line, plain text or JSON, also .gz, .zst and .parquet. Output: PREFIX.bin .idx .dis .tmp .json
 .ledger (see knowlm/corpus.py) and PREFIX.rejected.jsonl, if lines had to be left out. A document is encoded as a whole,
 cut at ends of sentences, and packed greedily into samples of --seq_length tokens. A killed run goes on when its command
-is repeated; the result is the same, whatever the number of workers.
+is repeated; the result is the same, whatever the number of workers. --tasks N builds so many parts and joins them;
+--executor spreads them over a cluster (name files by absolute paths then): again the same corpus.
 """
 
 import argparse
 import ast
-import signal
+import shutil
 import sys
-from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict
-from multiprocessing import get_context
+from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 import numpy as np
-from tqdm import tqdm
 
-from knowlm.cli import ArgumentParser, end_with_parent, run
-from knowlm.corpus import LENGTH, REJECTED, Corpus, CorpusWriter, merge_corpora
-from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
+from knowlm.cli import ArgumentParser, run
+from knowlm.corpus import LENGTH, REJECTED, Corpus, merge_corpora
+from knowlm.corpus_builder import Recipe
 from knowlm.corpus_removal import remove_samples, samples_of_numbers
+from knowlm.corpus_tasks import Work, build_corpus, stages_of
+from knowlm.executor_flags import add_executor_flags, check_executor_flags
 from knowlm.files import replacing
-from knowlm.sources import Chunk, find_sources, looks_like_json, read_chunks
+from knowlm.sources import find_sources
 from knowlm.tokenization import CorpusTokenizer
 
 
@@ -82,7 +79,6 @@ def parse_args() -> argparse.Namespace:
     group.add_argument(
         "--min_sample_tokens", type=int, default=20, help="samples of so many tokens or fewer are dropped (default: 20)"
     )
-    group.add_argument("--num_workers", type=int, default=1, help="processes (default: 1); the result is the same")
     group.add_argument("--tokenizer_path", help="tokenizer.model, tokenizer.json, or the folder of a model")
     group.add_argument("--text_fields", default="", help="comma-separated JSON fields to join, if not the usual ones")
     group.add_argument("--text_template", default="", help=r'or a text with fields in it: "{title}\n{content}"')
@@ -91,6 +87,7 @@ def parse_args() -> argparse.Namespace:
     group.add_argument("--num_per_doc", type=int, default=-1, help="most samples from one document; -1: all")
     group.add_argument("--strict", action="store_true", help="stop at a line that can't be read")
     group.add_argument("--no-ledger", action="store_true", help="don't keep where samples come from, 28 bytes each")
+    add_executor_flags(parser)
     group = parser.add_argument_group("merge")
     group.add_argument("--merge_path_prefix", help="list of corpus prefixes: \"['a','b']\"")
     group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
@@ -134,10 +131,11 @@ def parse_args() -> argparse.Namespace:
         parser.error("--mode remove needs --remove_samples, --remove_documents or both")
     if args.proof_tokens < 1:
         parser.error("--proof_tokens must be at least 1")
-    if not 2 < args.seq_length <= np.iinfo(LENGTH).max or args.num_workers < 1:
-        parser.error("--seq_length must be 3 to 65535 and --num_workers at least 1")
+    if not 2 < args.seq_length <= np.iinfo(LENGTH).max:
+        parser.error("--seq_length must be 3 to 65535")
     if args.tokenize == "sentence" and not args.overlap:
         parser.error("--tokenize sentence packs as in 2023, which overlaps; leave out --no-overlap")
+    check_executor_flags(parser, args)
     if args.text_fields and args.text_template:
         parser.error("--text_fields and --text_template exclude each other")
     return args
@@ -146,35 +144,20 @@ def parse_args() -> argparse.Namespace:
 def write(args: argparse.Namespace) -> None:
     sources, prefix = find_sources(args.file_path), str(Path(args.save_path) / args.save_prefix)
     tokenizer, recipe = CorpusTokenizer(args.tokenizer_path), recipe_of(args)
-    settings = {
-        **asdict(recipe),
-        "sources": [{"path": str(source), "bytes": source.stat().st_size} for source in sources],
-        "input_format": args.input_format,
-        "vocab_size": tokenizer.vocab_size,
-        "tokenizer_sha256": tokenizer.sha256,
-        "bos": tokenizer.bos,
-        "eos": tokenizer.eos,
-    }
-    with CorpusWriter(prefix, settings, ledger=not args.no_ledger) as corpus:
-        if corpus.progress:
-            print(f"{prefix}: going on behind {corpus.num_samples} samples", file=sys.stderr)
-        counts = {str(sources[past["source"]]): Counter(past["counts"]) for past in corpus.progress}
-        done = corpus.progress[-1] if corpus.progress else {"source": 0, "stop": 0, "line": 1}
-        chunks = read_sources(sources, args.input_format, done)
-        total = sum(source.stat().st_size for source in sources)
-        with tqdm(total=total, unit="B", unit_scale=True, desc=args.save_prefix, disable=None) as bar:
-            for encoded in encode_all(chunks, args, tokenizer, recipe):
-                chunk, path = encoded.chunk, str(sources[encoded.chunk.source])
-                if encoded.rejected and args.strict:
-                    first = encoded.rejected[0]
-                    raise ValueError(f"{path}, line {first['line']}: {first['reason']}; mend it, or leave out --strict")
-                corpus.add(encoded.ids, encoded.lengths, encoded.ledger)
-                corpus.reject([{"file": path, **row} for row in encoded.rejected])
-                counts.setdefault(path, Counter()).update(encoded.counts)
-                place = {"source": chunk.source, "stop": chunk.stop, "line": chunk.next_line}
-                corpus.commit({**place, "counts": counts[path]})
-                bar.update(chunk.size)
-        corpus.counts = counts
+    work = Work(sources, args.input_format, args.tokenizer_path, recipe, args.strict, not args.no_ledger)
+    if args.executor == "local" and args.tasks is None:
+        counts = build_corpus(work, prefix, tokenizer, args.num_workers or 1)
+    else:
+        from knowlm.executors import run_stages
+
+        folder = Path(f"{prefix}.tasks-{work.digest(args.tasks)}").absolute()
+        if not run_stages(stages_of(work, prefix, folder, args.tasks), args, folder / "logs"):
+            print(
+                f"{prefix}: jobs are submitted, squeue shows them; this command, repeated, goes on or tells the result"
+            )
+            return
+        counts = {path: Counter(found) for path, found in Corpus(prefix).settings["counts"].items()}
+        shutil.rmtree(folder)
     of_all: Counter[str] = sum(counts.values(), Counter())
     rejected = f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""
     print(f"{prefix}: {summary(of_all)}{rejected}; encoded by {tokenizer.engine}")
@@ -185,52 +168,6 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     settings["text_fields"] = [name.strip() for name in args.text_fields.split(",") if name.strip()]
     settings["text_template"] = args.text_template.replace(r"\n", "\n").replace(r"\t", "\t")
     return Recipe(**settings)
-
-
-def read_sources(sources: list[Path], input_format: str | None, done: dict) -> Iterator[Chunk]:
-    """The chunks behind those that are done."""
-    for number, source in enumerate(sources):
-        if number >= done["source"]:
-            start, line = (done["stop"], done["line"]) if number == done["source"] else (0, 1)
-            is_json = input_format == "json" if input_format else looks_like_json(source)
-            yield from read_chunks(source, number, is_json, start, line)
-
-
-def encode_all(
-    chunks: Iterator[Chunk], args: argparse.Namespace, tokenizer: CorpusTokenizer, recipe: Recipe
-) -> Iterator[EncodedChunk]:
-    """Encoded chunks in order; few are in memory at once."""
-    if args.num_workers == 1:
-        yield from (encode_chunk(chunk, tokenizer, recipe) for chunk in chunks)
-        return
-    # Forked workers have the tokenizer already; loading it again takes each as long as 10 MB of text.
-    with ProcessPoolExecutor(args.num_workers, get_context("fork"), start_worker, (tokenizer, recipe)) as pool:
-        waiting: deque[Future] = deque()
-        try:
-            for chunk in chunks:
-                waiting.append(pool.submit(work, chunk))
-                if len(waiting) > 2 * args.num_workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool:
-            raise OSError(
-                "a worker was killed, perhaps for want of memory; take fewer --num_workers and repeat the command: "
-                "it goes on"
-            ) from None
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def start_worker(*shared) -> None:
-    global worker_tokenizer, worker_recipe
-    end_with_parent()
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers so
-    worker_tokenizer, worker_recipe = shared
-
-
-def work(chunk: Chunk) -> EncodedChunk:
-    return encode_chunk(chunk, worker_tokenizer, worker_recipe)
 
 
 def summary(counts: Counter) -> str:
