@@ -29,7 +29,7 @@ from knowlm.sources import CHUNK_BYTES, Chunk, looks_like_json, read_chunks
 
 WHOLE_ONLY = {".gz", ".zst", ".parquet"}  # can't be entered in their middle
 TASK_BYTES = 64 << 20
-MOST_TASKS = 500  # unless asked for: the search for duplicates opens a file of each task at once
+DEFAULT_MOST_TASKS = 500  # the search for duplicates opens a file of each task at once
 FIELDS = ("file", "line", "language", "filter_reason", "duplicate_of")  # of a document, beside text and id
 REMOVED = "removed/${filter_reason}"
 
@@ -61,7 +61,7 @@ def find_formats(paths: list[Path], input_format: str | None) -> list[Source]:
 def count_tasks(sources: list[Source]) -> int:
     """A number of tasks that suits the input, whatever the machines."""
     size = sum(Path(source.path).stat().st_size for source in sources)
-    return min(-(-size // TASK_BYTES) or 1, MOST_TASKS)
+    return min(-(-size // TASK_BYTES) or 1, DEFAULT_MOST_TASKS)
 
 
 def plan_tasks(sources: list[Source], tasks: int) -> list[list[Part]]:
@@ -166,7 +166,8 @@ class DocumentFilter(BaseFilter):
             return False, "empty"
         language = guess_language(doc.text) if self.language == "auto" else self.language
         if self.identify and language != "code" and not self.identify.filter(doc):
-            return False, f"language.{doc.metadata['language']}"
+            found = doc.metadata["language"]
+            return False, f"language.{'unsure' if found in self.identify.languages else found}"
         doc.metadata["language"] = language
         harmful = [("harmful", self.harmful)] if self.harmful else []
         for name, step in harmful + self.quality[language]:

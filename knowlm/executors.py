@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,10 @@ class LocalExecutor(LocalPipelineExecutor):
                 for future in tqdm(as_completed(futures), name, len(ranks), unit="task", disable=None):
                     if message := future.result():
                         raise OSError(message)
+            except (KeyboardInterrupt, SystemExit):
+                for worker in active_children():
+                    worker.terminate()  # don't wait for its task
+                raise
             except BrokenProcessPool:
                 raise OSError(
                     f"a worker of {name} was killed, perhaps for want of memory; take fewer --num_workers and repeat "
@@ -89,6 +94,8 @@ def start_worker(executor: LocalExecutor) -> None:
     global worker_executor
     end_with_parent()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # duplicates are sought in the files of all tasks at once
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # datatrove logs and draws bars there; its log files have it all
     worker_executor = executor
 
@@ -121,7 +128,7 @@ def submit(stages: Sequence[Stage], args: argparse.Namespace, logging_dir: Path)
     record = logging_dir / "slurm_jobs.json"
     if record.exists() and (waiting := still_queued(read_json(record))):
         raise ValueError(f"{record}: jobs {waiting} are still in the queue; wait for them, or scancel them")
-    last, jobs = None, []
+    programs, last, jobs = Path(sys.executable).parent, None, []
     for stage in stages:
         last = SlurmExecutor(
             stage.pipeline,
@@ -132,7 +139,7 @@ def submit(stages: Sequence[Stage], args: argparse.Namespace, logging_dir: Path)
             job_name=f"knowlm_{stage.name}",
             qos="",  # the cluster's own, unless --sbatch_args names one
             sbatch_args={"kill-on-invalid-dep": "yes"} | dict(pair.split("=", 1) for pair in args.sbatch_args),
-            env_command=f"export PATH='{Path(sys.executable).parent}':$PATH PYTHONPATH='{CHECKOUT}':$PYTHONPATH",
+            env_command=f"export PATH='{programs}':$PATH PYTHONPATH='{CHECKOUT}':$PYTHONPATH\nulimit -n $(ulimit -Hn)",
             logging_dir=str(logging_dir / stage.name),
             depends=last,
             with_srun=False,  # a task is one process

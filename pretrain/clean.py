@@ -6,7 +6,8 @@
     python pretrain/preprocess.py --mode write --file_path './clean/documents/*.jsonl' ...
 
 Input: as for preprocess.py. Output: OUTPUT_DIR/documents/*.jsonl, which preprocess.py reads; removed/REASON/*.jsonl;
-rejected/*.jsonl, lines that can't be read; report.md, .json and .png: what was removed and why, with examples.
+rejected/*.jsonl, lines that can't be read; report.md, .json and .png: what was removed and why, with examples; they
+come last, when all is whole.
 A document that is kept is unchanged. A killed run goes on when its command is repeated; the result is the same,
 whatever the number of workers. While it runs it needs room for the text twice.
 
@@ -46,7 +47,7 @@ from knowlm.cleaning import (
 from knowlm.cleaning_report import ReportWriter, summarize
 from knowlm.cli import ArgumentParser, run
 from knowlm.corpus_builder import Recipe
-from knowlm.deduplication import deduplication_stages
+from knowlm.deduplication import MOST_TASKS, deduplication_stages
 from knowlm.executor_flags import add_executor_flags, check_executor_flags
 from knowlm.executors import Stage, run_stages
 from knowlm.files import read_json, require_new, require_space, write_json
@@ -114,6 +115,8 @@ def parse_args() -> argparse.Namespace:
     args.skip = sorted(name.strip() for name in args.skip.split(",") if name.strip())
     if unknown := set(args.skip) - set(STEPS):
         parser.error(f"--skip {', '.join(sorted(unknown))}: no such step (choose from {', '.join(STEPS)})")
+    if args.tasks and args.tasks > MOST_TASKS:
+        parser.error(f"--tasks must be at most {MOST_TASKS}")
     if args.min_words < 1 or args.min_sentences < 1:
         parser.error("--min_words and --min_sentences must be at least 1")
     if args.text_fields and args.text_template:
@@ -154,7 +157,7 @@ def take_folder(folder: Path, settings: dict) -> None:
             raise ValueError(
                 f"{folder}: was begun with another {', '.join(other)}; repeat that command or name another --output_dir"
             )
-    elif {found.name for found in folder.rglob("*")} - {"work", "settings.json.partial"}:
+    elif folder.is_file() or {found.name for found in folder.rglob("*")} - {"work", "settings.json.partial"}:
         require_new(folder)
     write_json(path, settings)
 

@@ -112,13 +112,14 @@ REMOVED = {
     "empty": "  \n ! ",
     "language.de": "Das Wetter ist heute schön, und die Kinder spielen im Garten hinter dem Haus mit ihrem Hund.",
     "language.ja": "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。薄暗い所で泣いていた。",
+    "language.unsure": "price list: pizza margherita, pizza quattro stagioni, coke",
     "harmful.words": CASINO,
     "gopher_quality.short_doc": "A few words of the town.",
     "gopher_repetition.dup_line_frac": "Home is where the heart is.\n" * 5 + "And so we went to the house of the rest.",
     "gopher_repetition.top_2_gram": "The rent of the day, and with that buy shoes. " + "Buy shoes, and buy shoes. " * 9,
     "c4.curly_bracket": ENGLISH + " And then the template said {name} to everybody.",
     "c4.lorem_ipsum": ENGLISH + " Lorem ipsum dolor sit amet.",
-    "c4.too_few_sentences": "It rained on the day of the fair of our town, and the people that came late were wet.",
+    "c4.too_few_sentences": "It rained on the day of the fair in my town, and all the people that came late were wet.",
     "fineweb.line_punct_ratio": "\n".join(re.split(r"[,.]\s", ENGLISH.rstrip("."))),
     "chinese.short": "你好，世界。",
     "chinese.few_letters": "价格 12345678 99 数量 98765432 77 合计 1122334455 66 编号 00998877 55 库存 665544 44 单位",
@@ -357,9 +358,24 @@ def test_slurm_runs_the_same_stages_in_order(clean, tmp_path):
     assert all(f"--dependency=afterok:{before[0]}" in job for before, job in pairwise(jobs))
     script = (folder / "work" / "logs" / "1_judge" / "launch_script.slurm").read_text()
     assert "#SBATCH --account=me\n" in script and "#SBATCH --partition=cpu\n" in script
+    (bin / "squeue").write_text("#!/bin/sh\necho 17\n")
+    (bin / "squeue").chmod(stat.S_IRWXU)
+    _, result = clean(tmp_path / "many.jsonl", *flags, env=environment)
+    assert result.returncode == 1 and "jobs 17 are still in the queue" in result.stderr
+    (bin / "squeue").unlink()
     _, result = clean(tmp_path / "many.jsonl", *flags, env=environment)
     assert "of 100 documents" in result.stdout  # all was done: nothing is submitted again
     assert contents(folder) == contents(clean(tmp_path / "many.jsonl", "--tasks", 2, folder="here")[0])
+
+
+@pytest.mark.slow
+def test_a_file_cut_short_is_told_in_a_line_with_the_log(clean, tmp_path):
+    write(tmp_path / "a.jsonl", [ENGLISH] * 999)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress((tmp_path / "a.jsonl").read_bytes())[:-50])
+    folder, result = clean(tmp_path / "a.jsonl.gz")
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1
+    assert f"{tmp_path / 'a.jsonl.gz'}: can't be read to its end" in result.stderr
+    assert f"(log: {folder}/work/logs/1_judge/logs/task_00000.log)" in result.stderr
 
 
 @pytest.mark.slow
