@@ -23,8 +23,8 @@ from datatrove.pipeline.writers import JsonlWriter
 
 from knowlm.corpus_builder import Recipe, read_documents
 from knowlm.files import write_json
-from knowlm.sentences import guess_language
 from knowlm.quality import WORD, Verdict, language_filter, quality_filters
+from knowlm.sentences import guess_language
 from knowlm.sources import CHUNK_BYTES, Chunk, looks_like_json, read_chunks
 
 WHOLE_ONLY = {".gz", ".zst", ".parquet"}  # can't be entered in their middle
