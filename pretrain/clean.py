@@ -32,6 +32,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from datatrove.pipeline.filters import LambdaFilter
+from loguru import logger
 
 from knowlm.cleaning import (
     REMOVED,
@@ -69,6 +70,7 @@ def main() -> None:
     take_folder(folder, settings)
     if not (folder / "report.json").exists():
         require_space(folder, 2 * sum(Path(source.path).stat().st_size for source in sources))
+    logger.remove()  # datatrove warns of what doesn't matter here; its own files have it all
     stages = stages_of(args, folder.absolute(), sources, tasks, harmful, settings)
     if run_stages(stages, args, folder.absolute() / "work" / "logs"):
         print(summarize(folder))
