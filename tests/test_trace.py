@@ -113,7 +113,7 @@ def test_the_order_is_that_of_the_libraries(num_samples, world_size, batch_size,
 def train(model, data, out, log, processes, *flags):
     script = log.with_name("recording.py")
     script.write_text(RECORDING)
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [sys.executable, *(launcher if processes == 2 else []), script, log, REPOSITORY / "pretrain/train.py"]
     command += ["--model_name_or_path", model, "--data_path", data, "--output_dir", out, "--bf16", "False"]
     command += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", *flags]
