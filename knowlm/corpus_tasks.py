@@ -19,6 +19,7 @@ from knowlm.cli import end_with_parent
 from knowlm.corpus import BLOCK, REJECTED, Corpus, CorpusWriter, NoSamplesError
 from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
 from knowlm.files import read_json, write_json
+from knowlm.sentences import sentence_ends
 from knowlm.sources import Chunk, looks_like_json, read_chunks
 from knowlm.tokenization import CorpusTokenizer
 
@@ -96,7 +97,10 @@ def encode_all(
     if num_workers == 1:
         yield from (encode_chunk(chunk, tokenizer, recipe) for chunk in chunks)
         return
-    # Forked workers have the tokenizer already; loading it again takes each as long as 10 MB of text.
+    # Forked workers have what is loaded here; to load it again would take each as long as 10 MB of text.
+    _ = tokenizer.engine
+    if recipe.do_split_sentences and recipe.language != "chinese":
+        sentence_ends("It rains.", "english")
     with ProcessPoolExecutor(num_workers, get_context("fork"), start_worker, (tokenizer, recipe)) as pool:
         waiting: deque[Future] = deque()
         try:

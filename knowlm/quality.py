@@ -21,7 +21,7 @@ from datatrove.utils.lid import FT176LID
 from datatrove.utils.text import split_into_words
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-from knowlm.packing import sentence_ends
+from knowlm.sentences import sentence_ends
 
 HAN = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af"
 WORD = re.compile(rf"[{HAN}]|[^\W{HAN}]+(?:['’][^\W{HAN}]+)*")
