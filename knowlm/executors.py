@@ -121,7 +121,7 @@ class LocalExecutor(LocalPipelineExecutor):
                     "the command: it goes on"
                 ) from None
             finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                pool.shutdown(cancel_futures=True)
 
 
 worker_executor: LocalExecutor  # of a worker process
