@@ -134,7 +134,7 @@ class C4(C4QualityFilter):
 class ChineseRules:
     """Our own, with thresholds that whole texts are far from, as they were chosen by eye.
 
-    >>> ChineseRules(10)(Document("★☆【限时特惠】★☆￥99￥★☆点击抢购★☆", "1"))
+    >>> ChineseRules(5)(Document("★☆【限时特惠】★☆￥99￥★☆点击抢购★☆", "1"))
     (False, 'symbols')
     """
 
