@@ -134,7 +134,7 @@ class C4(C4QualityFilter):
 class ChineseRules:
     """Our own, with thresholds that whole texts are far from, as they were chosen by eye.
 
-    >>> ChineseRules(10)(Document("★☆【限时特惠】★☆￥99￥★☆点击抢购★☆", "1"))
+    >>> ChineseRules(5)(Document("★☆【限时特惠】★☆￥99￥★☆点击抢购★☆", "1"))
     (False, 'symbols')
     """
 
@@ -148,12 +148,12 @@ class ChineseRules:
             return False, "short"
         if contacts >= 3 and contacts > characters / 200:  # links, phone and chat numbers: an advertisement
             return False, "contacts"
+        if len(regex.findall(r"\p{S}", doc.text)) > 0.1 * characters:  # ★, →, emoji; texts have under 0.02
+            return False, "symbols"
         if len(regex.findall(r"\p{Han}", doc.text)) < 0.1 * characters:  # as guess_language; with a translation, 0.15
             return False, "few_chinese_characters"
         if len(regex.findall(r"\p{L}", doc.text)) < 0.5 * characters:  # texts have over 0.7; tables and logs fewer
             return False, "few_letters"
-        if len(regex.findall(r"\p{S}", doc.text)) > 0.1 * characters:  # ★, →, emoji; texts have under 0.02
-            return False, "symbols"
         return True
 
 
