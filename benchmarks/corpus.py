@@ -87,6 +87,8 @@ def build_plainly(language: str, file: Path, tokenizer: str, out: Path) -> None:
     """Every sentence on its own, everything in memory, as one would write it first."""
     with Pool(2, start_plain_worker, (language, tokenizer)) as pool:
         documents = list(pool.imap(plain_samples, file.open(encoding="utf-8"), 25))
+        pool.close()  # to its end: leaving it would terminate it, and that once hung
+        pool.join()
     with out.open("wb") as tokens:
         for samples in documents:
             for sample in samples:
