@@ -1,6 +1,7 @@
 """The builder's tasks: the same corpus as without them, also when a worker is killed."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from test_clean import SBATCH
 from test_preprocess import REPOSITORY, TEXTS, command
 
 FLAGS = ["--seq_length", 24]
@@ -58,5 +60,20 @@ def test_a_killed_worker_of_two_loses_no_task(run_script, sources, tiny_llama, t
     assert process.returncode == 1 and "a worker of build was killed" in words and "it goes on" in words
     result = run_script(*command(sources, tiny_llama, tmp_path / "parts", *flags))
     assert result.returncode == 0, result.stderr
+    assert run_script(*command(sources, tiny_llama, tmp_path / "alone", *FLAGS)).returncode == 0
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_slurm_builds_the_same_corpus(run_script, sources, tiny_llama, tmp_path):
+    (tmp_path / "bin").mkdir()
+    for name, script in {"sbatch": SBATCH, "scontrol": "#!/bin/sh\necho localhost\n"}.items():
+        (tmp_path / "bin" / name).write_text(script)
+        (tmp_path / "bin" / name).chmod(0o700)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SBATCH_LOG": str(tmp_path / "jobs")}
+    slurm = command(sources, tiny_llama, tmp_path / "parts", *FLAGS, "--executor", "slurm", "--partition", "cpu")
+    for words in ("jobs are submitted", "samples"):  # the repeated command tells the result
+        result = run_script(*slurm, env=environment)
+        assert result.returncode == 0 and words in result.stdout, result.stderr
     assert run_script(*command(sources, tiny_llama, tmp_path / "alone", *FLAGS)).returncode == 0
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "alone")
