@@ -157,8 +157,8 @@ class CorpusWriter:
         lengths = np.asarray(lengths, LENGTH)
         if not len(lengths):
             return
-        self._write(".bin", ids.astype(self.dtype).tobytes())
-        self._write(".lengths", lengths.tobytes())
+        self._write(".bin", ids.astype(self.dtype, copy=False).data)
+        self._write(".lengths", lengths.data)
         if self.has_ledger and ledger is not None:
             self._write(".ledger", ledger.tobytes())
         stops = np.cumsum(lengths, dtype=np.int64)
@@ -172,7 +172,7 @@ class CorpusWriter:
         """Keep what was wrong with input in ``PREFIX.rejected.jsonl``."""
         self._write(REJECTED, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
-    def _write(self, name: str, content: bytes) -> None:
+    def _write(self, name: str, content: bytes | memoryview) -> None:
         try:
             self._files[name].write(content)
         except OSError as error:

@@ -10,12 +10,12 @@ import numpy as np
 from knowlm.corpus import LEDGER, token_dtype
 from knowlm.packing import Sample, pack_document
 from knowlm.packing_2023 import pack_as_in_2023
-from knowlm.sentences import guess_language, sentences_of_2023
+from knowlm.sentences import HEAD, guess_language, sentences_of_2023
 from knowlm.sources import Chunk, parse_document
 from knowlm.tokenization import CorpusTokenizer
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-LONG = 4_000_000  # characters; longer documents are encoded in parts
+LONG = 4 << 20  # bytes; longer documents are encoded in parts
 
 
 @dataclass
@@ -50,12 +50,12 @@ class EncodedChunk:
 def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> EncodedChunk:
     """The samples of a chunk's documents, in order."""
     rejected: list[dict] = []
-    documents = [(line, text) for line, text in read_documents(chunk, recipe, rejected) if text.strip()]
-    chunk.data = b""  # neither needed here any more nor there
+    # as bytes: a text with one emoji takes four bytes a character as a str
+    documents = [(line, text.encode()) for line, text in read_documents(chunk, recipe, rejected) if text.strip()]
     counts = Counter({"documents": len(documents), "rejected lines": len(rejected)})
     pack = pack_sentence_by_sentence if recipe.tokenize == "sentence" else pack_wholes
-    dtype, kept, lengths, origins = token_dtype(tokenizer.vocab_size), [], [], []
-    packed = pack([text for _, text in documents], tokenizer, recipe)
+    dtype, kept, lengths, origins = token_dtype(tokenizer.vocab_size), bytearray(), [], []
+    packed = pack([content for _, content in documents], tokenizer, recipe)
     for (line, _), samples in zip(documents, packed, strict=True):
         for number, sample in enumerate(samples):
             counts["tokens of documents"] += len(sample.ids) - sample.repeated
@@ -65,23 +65,25 @@ def encode_chunk(chunk: Chunk, tokenizer: CorpusTokenizer, recipe: Recipe) -> En
             if len(sample.ids) <= recipe.min_sample_tokens:
                 counts["short samples"] += 1
                 continue
-            kept.append(sample.ids.astype(dtype) if len(documents) == 1 else sample.ids)  # one long text: save memory
+            kept += sample.ids.astype(dtype).data
             lengths.append(len(sample.ids))
             origins.append((chunk.source, line, sample.start, sample.stop))
-    counts["samples"], counts["tokens"] = len(kept), sum(lengths)
-    ids = np.concatenate(kept, dtype=dtype, casting="unsafe") if kept else np.empty(0, dtype)
-    return EncodedChunk(chunk, ids, lengths, np.array(origins, LEDGER), rejected, counts)
+    counts["samples"], counts["tokens"] = len(lengths), sum(lengths)
+    return EncodedChunk(chunk, np.frombuffer(kept, dtype), lengths, np.array(origins, LEDGER), rejected, counts)
 
 
 def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterator[tuple[int, str]]:
-    """(line number, text) of every line that isn't blank; what can't be read goes to ``rejected``."""
+    """(line number, text) of every line that isn't blank; what can't be read goes to ``rejected``. Takes the chunk's
+    data, so that they aren't in memory twice.
+    """
     lines = (chunk.data.removeprefix(BYTE_ORDER_MARK) if chunk.first_line == 1 else chunk.data).split(b"\n")
+    chunk.data = b""
     for number, line in enumerate(lines, chunk.first_line):
         line = line.rstrip(b"\r")
         if not line.strip():
             continue
         try:
-            text = parse_document(line.decode(), chunk.is_json, recipe.text_fields, recipe.text_template)
+            text = parse_document(line, chunk.is_json, recipe.text_fields, recipe.text_template)
             text.encode()  # half a surrogate pair can't be
         except ValueError as error:  # json and unicode errors are ValueErrors
             rejected.append({"line": number, "reason": str(error), "text": line[:200].decode(errors="replace")})
@@ -94,29 +96,30 @@ def read_documents(chunk: Chunk, recipe: Recipe, rejected: list[dict]) -> Iterat
         yield number, text
 
 
-def pack_wholes(texts: Sequence[str], tokenizer: CorpusTokenizer, recipe: Recipe) -> Iterator[Iterable[Sample]]:
-    """The samples of each document, encoded as a whole."""
-    encoded = iter(tokenizer.encode_batch([text for text in texts if len(text) <= LONG], edges=True))
-    for text in texts:
-        content = text.encode()
-        if len(text) > LONG:
+def pack_wholes(contents: Sequence[bytes], tokenizer: CorpusTokenizer, recipe: Recipe) -> Iterator[Iterable[Sample]]:
+    """The samples of each document, encoded as a whole. contents: texts in UTF-8."""
+    encoded = iter(tokenizer.encode_batch([content for content in contents if len(content) <= LONG], edges=True))
+    for content in contents:
+        if len(content) > LONG:
             parts = tokenizer.encode_parts(content)
         else:
             ids = next(encoded)
             if len(ids) <= recipe.seq_length:
                 yield [Sample(ids, 0, len(content))]
                 continue
-            starts = np.pad(tokenizer.token_starts(text, ids[1:-1]), 1)
+            starts = np.pad(tokenizer.token_starts(content, ids[1:-1]), 1)
             starts[-1] = len(content)
             parts = iter([(ids, starts)])
-        language = recipe.language_of(text) if recipe.do_split_sentences else ""
+        head = content[: 4 * HEAD].decode(errors="ignore")  # characters have up to four bytes
+        language = recipe.language_of(head) if recipe.do_split_sentences else ""
         yield pack_document(parts, content, language, recipe.seq_length, recipe.overlap)
 
 
 def pack_sentence_by_sentence(
-    texts: Sequence[str], tokenizer: CorpusTokenizer, recipe: Recipe
+    contents: Sequence[bytes], tokenizer: CorpusTokenizer, recipe: Recipe
 ) -> Iterator[Iterable[Sample]]:
-    """The samples of each document as in 2023."""
+    """The samples of each document as in 2023. contents: texts in UTF-8."""
+    texts = [content.decode() for content in contents]
     languages = [recipe.language_of(text) for text in texts]
     split = [
         sentences_of_2023(text, language, recipe.do_keep_newlines) if recipe.do_split_sentences else [(0, len(text))]

@@ -1,5 +1,7 @@
 """Pack documents into training samples: whole sentences, few samples, each as long as it can be."""
 
+import re
+import string
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -11,7 +13,10 @@ from knowlm.sentences import sentence_ends
 from knowlm.tokenization import Tokens, byte_offsets, character_start
 
 BLOCK = 384  # bytes in which ends of sentences are looked for at once: few, as most of a text is nowhere near a cut
-MARGIN = 128  # bytes on both sides of a block that are read with it: more than nearly every word and gap
+MARGIN = 128  # bytes on both sides of a block that are read with it, and the words at their edges as wholes
+LONGEST = 1024  # bytes that are read further for a word or a gap
+REST = re.compile(rb"\S*\s*\S*")  # of a word, and the next one
+SPACES = [space.encode() for space in string.whitespace]
 
 
 class Sample(NamedTuple):
@@ -54,7 +59,7 @@ def pack_document(
 class SentenceEnds:
     """The ends of a text's sentences, in bytes, looked for where somebody asks; not the last, which ends the text.
 
-    They are those of ``sentence_ends`` unless a word or a gap between two is longer than MARGIN.
+    They are those of ``sentence_ends`` unless a word or a gap between two is longer than LONGEST.
     """
 
     def __init__(self, content: bytes, language: str):
@@ -70,9 +75,13 @@ class SentenceEnds:
                 yield from (end for end in (reversed(found) if backwards else found) if first <= end <= last)
 
     def _find(self, block: int) -> list[int]:
-        begin = character_start(self._content, max(0, block * BLOCK - MARGIN))
-        stop = character_start(self._content, min(len(self._content), (block + 1) * BLOCK + MARGIN))
-        window = self._content[begin:stop].decode()
+        content, begin = self._content, max(0, block * BLOCK - MARGIN)
+        lowest = max(0, begin - LONGEST)
+        begin = max(lowest, *(content.rfind(space, lowest, begin) + 1 for space in SPACES))
+        stop = min(len(content), (block + 1) * BLOCK + MARGIN)
+        stop = next(REST.finditer(content, stop, stop + LONGEST)).end()
+        begin, stop = character_start(content, begin), character_start(content, stop)
+        window = content[begin:stop].decode()
         ends = begin + byte_offsets(window, np.array(sentence_ends(window, self._language)[:-1], np.int64))
         return ends[ends // BLOCK == block].tolist()
 

@@ -35,7 +35,7 @@ def pack_as_in_2023(
         elif chinese:
             pieces += cut_by_characters(text[start:stop], whole, begin, end, tokenizer, capacity)
         else:
-            starts = [first] * len(begin) + (first + tokenizer.token_starts(text[start:stop], ids)).tolist()
+            starts = [first] * len(begin) + (first + tokenizer.token_starts(text[start:stop].encode(), ids)).tolist()
             pieces += cut_by_tokens(whole, [*starts, last, last], capacity)
     done = 0
     for first, stop in pack_sentences([len(piece.ids) for piece in pieces], capacity):

@@ -14,6 +14,7 @@ CHINESE_END_2023 = re.compile(r"[;!?；。！？\n]+(?:(?:[()\[\]\\n]|\\n)(?:[;!
 CHINESE_LETTER = re.compile(r"[\u3400-\u9fff\u3040-\u30ff]")
 CODE_LINE = re.compile(r"(?m)^(?:\t+|(?: {2}){1,})\S|[{};]\s*$|^\s*(?:def|class|import|from|#include|return|func)\b")
 PLAIN_END = re.compile(r"(?:([^\W\d_]{2,})\.|[^\W\d_]+[?!])(?=[ \t\r\n])")
+HEAD = 4000  # characters of a text by which its language is guessed
 MEMO = 1 << 16  # Punkt's decisions kept in memory, some 20 MB
 LONGEST_WORD = 200  # characters that Punkt looks at on each side of a mark
 
@@ -24,7 +25,7 @@ def guess_language(text: str) -> str:
     >>> [guess_language(text) for text in ("床前明月光", "def f(x):\\n    return x", "It rains.")]
     ['chinese', 'code', 'english']
     """
-    head = text[:4000]
+    head = text[:HEAD]
     if len(CHINESE_LETTER.findall(head)) > len(head) / 10:
         return "chinese"
     lines = [line for line in head.split("\n") if line.strip()]

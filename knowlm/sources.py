@@ -12,6 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+import orjson
+
 from knowlm.files import require_file
 
 CHUNK_BYTES = 4 << 20  # of text at once: enough to be fast, little enough to lose
@@ -65,7 +67,9 @@ def read_chunks(path: Path, source: int, is_json: bool, start: int = 0, first_li
             data += text.readline()
             start += len(data)
             next_line = first_line + data.count(b"\n")
-            yield Chunk(source, is_json, first_line, next_line, len(data), start, data)
+            chunk = Chunk(source, is_json, first_line, next_line, len(data), start, data)
+            del data  # who takes the chunk may drop them
+            yield chunk
             first_line = next_line
 
 
@@ -142,19 +146,23 @@ def known_fields(names: tuple[str, ...]) -> list[list[str]]:
     return [fields for fields in KNOWN_FIELDS if set(fields) <= set(names)]
 
 
-def parse_document(line: str, is_json: bool, fields: Sequence[str] = (), template: str = "") -> str:
+def parse_document(line: bytes, is_json: bool, fields: Sequence[str] = (), template: str = "") -> str:
     """The text of one corpus line: the line itself, or a JSON object's fields joined by line breaks.
 
-    fields: other fields than the published sources'; template: text with ``{field}`` in it, instead.
+    line: in UTF-8; fields: other fields than the published sources'; template: text with ``{field}`` in it, instead.
+    Raises ValueError on a line without.
 
-    >>> parse_document('{"title": "静夜思", "content": "床前明月光"}', is_json=True)
+    >>> parse_document('{"title": "静夜思", "content": "床前明月光"}'.encode(), is_json=True)
     '静夜思\\n床前明月光'
-    >>> parse_document('{"q": "1+1?", "a": "2"}', is_json=True, template="Q: {q} A: {a}")
+    >>> parse_document(b'{"q": "1+1?", "a": "2"}', is_json=True, template="Q: {q} A: {a}")
     'Q: 1+1? A: 2'
     """
     if not is_json:
-        return line
-    record = json.loads(line)
+        return line.decode()
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        record = json.loads(line.decode())  # knows NaN, and says better what is wrong
     if not isinstance(record, dict):
         raise ValueError(f"an object is needed, found {type(record).__name__}")
     wanted = tuple(re.findall(r"\{(\w+)\}", template) if template else fields)

@@ -13,7 +13,7 @@ import numpy as np
 from knowlm.files import read_json, require_file
 
 SPACE = "▁"  # how SentencePiece writes a space
-PART = 4 << 20  # bytes of a long text that are encoded at once
+PART = 1 << 20  # bytes of a long text that are encoded at once
 SHARED = 1 << 14  # bytes that two neighbouring parts have in common
 ALIKE = 16  # tokens on both sides of a joint that both parts must agree on
 
@@ -108,11 +108,12 @@ class CorpusTokenizer:
         encoding = self._backend.encode(text, add_special_tokens=False)
         return encoding.ids, [start for start, _ in encoding.offsets]
 
-    def encode_batch(self, texts: Sequence[str], edges: bool = False) -> list[np.ndarray]:
-        """Ids (tokens,) of each text; with ``edges`` between BOS and EOS."""
+    def encode_batch(self, texts: Sequence[str] | Sequence[bytes], edges: bool = False) -> list[np.ndarray]:
+        """Ids (tokens,) of each text, a str or its UTF-8; with ``edges`` between BOS and EOS."""
         before, behind = ([self.bos], [self.eos]) if edges else ([], [])
         if not self._fast or not texts:
-            return [np.array([*before, *self.encode(text)[0], *behind], np.uint32) for text in texts]
+            decoded = (text if isinstance(text, str) else text.decode() for text in texts)
+            return [np.array([*before, *self.encode(text)[0], *behind], np.uint32) for text in decoded]
         return self._fast.encode_batch(texts, before, behind)
 
     def encode_parts(self, content: bytes, part: int = PART, shared: int = SHARED) -> Iterator[Tokens]:
@@ -142,27 +143,27 @@ class CorpusTokenizer:
         yield np.array([self.eos], np.uint32), np.array([len(content)])
 
     def _encode_span(self, content: bytes, begin: int, stop: int) -> Tokens:
-        text = content[begin:stop].decode()
-        ids = self.encode_batch([text])[0]
-        return ids, self.token_starts(text, ids).astype(np.int64) + begin
+        span = content[begin:stop]
+        ids = self.encode_batch([span])[0]
+        return ids, self.token_starts(span, ids).astype(np.int64) + begin
 
     @cached_property
     def word_boundary(self) -> int | None:
         """Id of the piece that stands for a space alone."""
         return (self._backend.piece_to_id if self._is_sentencepiece else self._backend.token_to_id)(SPACE)
 
-    def token_starts(self, text: str, ids: np.ndarray) -> np.ndarray:
-        """The byte in the UTF-8 of ``text`` at which each of its tokens, (tokens,), begins; where a character takes
-        several tokens, its first byte for all of them.
+    def token_starts(self, content: bytes, ids: np.ndarray) -> np.ndarray:
+        """The byte of a UTF-8 text at which each of its tokens, (tokens,), begins; where a character takes several
+        tokens, its first byte for all of them.
         """
-        content = text.encode()
         if self._fast and len(ids):
             starts = np.zeros(len(ids) + 1, np.int64 if len(content) >> 30 else np.int32)
             np.cumsum(self._fast.token_bytes[ids], out=starts[1:])
             np.subtract(starts, self._fast.prefix, out=starts)
             if starts[-1] == len(content):
                 starts = np.maximum(starts[:-1], 0, out=starts[:-1])
-                return starts if text.isascii() else at_characters(starts, content)
+                return starts if content.isascii() else at_characters(starts, content)
+        text = content.decode()
         return byte_offsets(text, np.array(self.encode(text)[1], np.int64))  # they don't add up: it holds a ▁
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -195,7 +196,9 @@ class FastEncoder:
             self.token_bytes[token] = len(content.replace(space, b" "))
         self.prefix = int(self.token_bytes[self.encode_batch(["a"])[0]].sum()) - 1
 
-    def encode_batch(self, texts: Sequence[str], before: Sequence[int] = (), behind: Sequence[int] = ()):
+    def encode_batch(
+        self, texts: Sequence[str] | Sequence[bytes], before: Sequence[int] = (), behind: Sequence[int] = ()
+    ):
         """Ids (tokens,) of each text, with those ``before`` and ``behind``."""
         layout = self._tokenizer.encode_batch(list(texts), parallel=False).layout
         ids, offsets = np.asarray(layout.content.data), np.asarray(layout.offsets.data)
@@ -211,8 +214,9 @@ def find_joint(one: Tokens, other: Tokens, first: int, last: int) -> tuple[int, 
     together amid tokens that are the same in both.
     """
     (ids, starts), (other_ids, other_starts) = one, other
-    common = np.intersect1d(starts, other_starts)
-    common = common[(common >= first) & (common <= last)]
+    common = np.intersect1d(
+        *(edges[edges.searchsorted(first) : edges.searchsorted(last, "right")] for edges in (starts, other_starts))
+    )
     for edge in common[len(common) // 2 :][:SHARED]:
         i, j = int(starts.searchsorted(edge)), int(other_starts.searchsorted(edge))
         near, other_near = ids[max(0, i - ALIKE) : i + ALIKE], other_ids[max(0, j - ALIKE) : j + ALIKE]

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from hypothesis import settings
 
@@ -113,3 +116,20 @@ def run_script(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
         )
 
     return run
+
+
+def peak_memory(script: str, *arguments) -> int:
+    """Run a script to its good end; the most bytes that its largest process had for itself alone. Pages of mapped files
+    don't count: they can be dropped at any time.
+    """
+    process = psutil.Popen([sys.executable, str(REPOSITORY / script), *map(str, arguments)])
+    peak = 0
+    while process.poll() is None:
+        with suppress(psutil.NoSuchProcess, FileNotFoundError):
+            for one in (process, *process.children(recursive=True)):
+                status = Path(f"/proc/{one.pid}/status").read_text()
+                anonymous = [int(line.split()[1]) * 1024 for line in status.splitlines() if "RssAnon" in line]
+                peak = max([peak, *anonymous])
+        time.sleep(0.005)
+    assert process.returncode == 0
+    return peak

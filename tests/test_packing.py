@@ -112,10 +112,14 @@ def test_a_long_sentence_is_cut_between_characters():
     ]
 
 
-@given(st.text(alphabet="ab .?!；。！？\n”中😀", max_size=40), st.sampled_from(["english", "chinese", "code"]))
-def test_ends_found_in_blocks_are_those_of_the_whole_text(part, language):
-    text = f"{part} It rains here. 下雨了。" * 60  # several blocks
-    expected = byte_offsets(text, np.array(sentence_ends(text, language)[:-1])).tolist()
+@given(
+    st.text(alphabet="ab .?!；。！？\n”中😀", max_size=40),
+    st.sampled_from([" ", "x" * 300, f" Dr.{'/y' * 150}. ", " " * 500, f".){' ' * 200}U.S.{' ' * 300}"]),
+    st.sampled_from(["english", "chinese", "code"]),
+)
+def test_ends_found_in_blocks_are_those_of_the_whole_text(part, filling, language):
+    text = f"{part} It rains here.{filling}下雨了。" * 60  # several blocks
+    expected = byte_offsets(text, np.array(sentence_ends(text, language)[:-1], int)).tolist()
     assert list(SentenceEnds(text.encode(), language).between(0, len(text.encode()))) == expected
     assert list(SentenceEnds(text.encode(), language).between(400, 900, backwards=True)) == [
         end for end in reversed(expected) if 400 <= end <= 900
