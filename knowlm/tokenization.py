@@ -214,9 +214,8 @@ def find_joint(one: Tokens, other: Tokens, first: int, last: int) -> tuple[int, 
     together amid tokens that are the same in both.
     """
     (ids, starts), (other_ids, other_starts) = one, other
-    common = np.intersect1d(
-        *(edges[edges.searchsorted(first) : edges.searchsorted(last, "right")] for edges in (starts, other_starts))
-    )
+    here, there = (e[e.searchsorted(first) : e.searchsorted(last, "right")] for e in (starts, other_starts))
+    common = np.intersect1d(here, there)
     for edge in common[len(common) // 2 :][:SHARED]:
         i, j = int(starts.searchsorted(edge)), int(other_starts.searchsorted(edge))
         near, other_near = ids[max(0, i - ALIKE) : i + ALIKE], other_ids[max(0, j - ALIKE) : j + ALIKE]
