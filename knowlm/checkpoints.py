@@ -1,32 +1,76 @@
-"""Read and write model folders a tensor at a time: memory holds one tensor, however large the model."""
+"""Read model folders in pieces: memory holds a few megabytes of a tensor, however large the model."""
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping
+import os
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import torch
-from safetensors import safe_open
-from tqdm import tqdm
+from blake3 import blake3
 
-from knowlm.files import new_folder, read_json, require_space
+from knowlm.files import read_json
 from knowlm.models import check_model_folder
 
-SHARD_BYTES = 2 * 10**9
-SAFETENSORS_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}  # as safetensors calls them
 OUTPUT_EMBEDDING, INPUT_EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+PIECE = 1 << 20  # elements read at once
+AHEAD = BEHIND = 2  # pieces that are read before they are needed, and that may wait to be written
+
+Spec = tuple[torch.dtype, tuple[int, ...]]
+T = TypeVar("T")
+
+
+class Piece(NamedTuple):
+    """Some rows of a tensor, ``first`` being the number of the first. They are overwritten once ``BEHIND`` more pieces
+    were taken. The last piece of a tensor has the BLAKE3 of the whole one's bytes.
+    """
+
+    name: str
+    first: int
+    rows: torch.Tensor
+    digest: str | None
+
+
+@dataclass
+class Stored:
+    """Where the bytes of a tensor are: in a safetensors file at ``offset``, or in a mapped pickle."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    content: BinaryIO | torch.Tensor
+    offset: int = 0
+
+    def read(self, first: int, rows: torch.Tensor) -> None:
+        """Fill ``rows`` with those from number ``first`` on."""
+        if isinstance(self.content, torch.Tensor):
+            rows.copy_(self.content[first : first + len(rows)] if self.shape else self.content)
+            return
+        buffer = as_bytes(rows)
+        position = self.offset + first * (buffer.nbytes // max(len(rows) if self.shape else 1, 1))
+        while buffer.nbytes:
+            count = os.preadv(self.content.fileno(), [buffer], position)
+            if not count:
+                raise ValueError(f"{self.file}: ends before its tensors do; download or make it again")
+            buffer, position = buffer[count:], position + count
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
@@ -43,54 +87,164 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         self.config = read_json(self.folder / "config.json")
 
     def __enter__(self) -> "Checkpoint":
-        self._files = ExitStack()
-        self._sources: dict[str, Mapping | safe_open] = {}
-        shards = sorted(self.folder.glob("*.safetensors")) or sorted(self.folder.glob("pytorch_model*.bin"))
-        for shard in tqdm(shards, desc=f"open {self.folder.name}", disable=len(shards) < 2 or None):
-            if shard.suffix == ".safetensors":
-                opened = self._files.enter_context(safe_open(shard, "pt"))
-            else:
-                opened = load_pickle(shard)
+        self._open = ExitStack()
+        self.stored: dict[str, Stored] = {}
+        self.files = find_weights(self.folder)
+        for file in self.files:
+            found = self._safetensors(file) if file.suffix == ".safetensors" else _mapped(file)
             # Old pickles hold the rotary frequencies, which are computed and no weights.
-            self._sources |= {name: opened for name in opened.keys() if not name.endswith("rotary_emb.inv_freq")}  # noqa: SIM118
+            self.stored |= {name: it for name, it in found.items() if not name.endswith("rotary_emb.inv_freq")}
         return self
 
+    def _safetensors(self, file: Path) -> dict[str, Stored]:
+        content = self._open.enter_context(file.open("rb", buffering=0))
+        stored = {}
+        for name, dtype, shape, offset in read_header(file):
+            stored[name] = Stored(file, dtype, shape, content, offset)
+        return stored
+
     def __exit__(self, *error) -> None:
-        self._files.close()
-        self._sources.clear()
+        self._open.close()
+        self.stored.clear()
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._sources))
+        return iter(sorted(self.stored))
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return len(self.stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.stored
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self._sources and name == OUTPUT_EMBEDDING and self.config.get("tie_word_embeddings"):
+        stored = self.find(name)
+        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        if tensor.numel():
+            stored.read(0, tensor)
+        return tensor
+
+    def find(self, name: str) -> Stored:
+        """A model with tied embeddings stores only one of the two."""
+        if name not in self.stored and name == OUTPUT_EMBEDDING and self.config.get("tie_word_embeddings"):
             name = INPUT_EMBEDDING
-        source = self._sources[name]
-        return source.get_tensor(name) if hasattr(source, "get_tensor") else source[name]
+        return self.stored[name]
 
-    def spec(self, name: str) -> tuple[torch.dtype, tuple[int, ...]]:
-        """Type and shape, without reading the values where the format allows."""
-        source = self._sources.get(name)
-        if source is not None and hasattr(source, "get_slice"):
-            part = source.get_slice(name)
-            names = {text: dtype for dtype, text in SAFETENSORS_NAMES.items()}
-            return names[part.get_dtype()], tuple(part.get_shape())
-        tensor = self[name]
-        return tensor.dtype, tuple(tensor.shape)
+    def spec(self, name: str) -> Spec:
+        """Type and shape, without reading the values."""
+        stored = self.find(name)
+        return stored.dtype, stored.shape
+
+    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
+        """The rows of the tensors in order, read ahead by a thread of their own."""
+        return read_ahead(self._pieces(list(names)))
+
+    def _pieces(self, names: list[str]) -> Iterator[Piece]:
+        plans = {name: (self.find(name), rows_at_once(self.find(name).shape)) for name in names}
+        sizes = [rows * row_bytes(stored) for stored, rows in plans.values()]
+        ring = [torch.empty(max(sizes, default=0), dtype=torch.uint8) for _ in range(AHEAD + 1 + BEHIND)]
+        number = 0
+        for name, (stored, rows) in plans.items():
+            hasher, total = blake3(), stored.shape[0] if stored.shape else 1
+            for first in range(0, max(total, 1), rows):
+                shape = (min(rows, total - first), *stored.shape[1:]) if stored.shape else ()
+                size = torch.Size(shape).numel() * stored.dtype.itemsize
+                piece = ring[number % len(ring)][:size].view(stored.dtype).view(shape)
+                if size:
+                    stored.read(first, piece)
+                    hasher.update(as_bytes(piece))
+                yield Piece(name, first, piece, hasher.hexdigest() if first + rows >= total else None)
+                number += 1
+
+    def identity(self) -> list:
+        """Tells the model's files from any others, by their sizes and times."""
+        return identity([self.folder / "config.json", *self.files])
 
 
-def load_pickle(shard: Path) -> dict[str, torch.Tensor]:
+def identity(files: Sequence[Path]) -> list:
+    found = [(file.absolute(), file.stat()) for file in files]
+    return [[str(path), status.st_size, status.st_mtime_ns] for path, status in found]
+
+
+def in_file_order(model: Checkpoint) -> list[str]:
+    """Tensor names as they lie on disk, which is how they are read fastest."""
+    return sorted(model, key=lambda name: (str(model.stored[name].file), model.stored[name].offset, name))
+
+
+def find_weights(folder: Path) -> list[Path]:
+    """The files of a model's weights: those that an index names, else all ``.safetensors``, else the pickles."""
+    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
+        if (folder / name).is_file():
+            return [folder / file for file in sorted(set(read_json(folder / name).get("weight_map", {}).values()))]
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    for file in files:
+        if match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", file.name):
+            for number in range(1, int(match[2]) + 1):
+                shard = folder / f"{match[1]}-{number:05d}-of-{match[2]}{match[3]}"
+                if shard not in files:
+                    fact = f"{file.name} is one of {int(match[2])}"
+                    raise ValueError(f"{shard}: missing, though {fact}; download it again")
+    return files
+
+
+def read_header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
+    """(name, dtype, shape, offset in the file) of each tensor of a safetensors file that ``check_safetensors`` passed.
+
+    The format: 8 bytes with the length of a JSON object, that object, the tensors' bytes.
+    """
+    with file.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        entries = json.loads(content.read(length))
+    entries.pop("__metadata__", None)
+    for name, entry in entries.items():
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{file}: {name} has type {entry['dtype']}; {', '.join(DTYPES)} are supported")
+    return [
+        (name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
+    ]
+
+
+def _mapped(file: Path) -> dict[str, Stored]:
+    tensors = {name: tensor.detach() for name, tensor in load_pickle(file).items()}
+    return {name: Stored(file, tensor.dtype, tuple(tensor.shape), tensor) for name, tensor in tensors.items()}
+
+
+def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``torch.save`` file, mapped into memory; ValueError if it holds anything else."""
     try:
-        return torch.load(shard, map_location="cpu", mmap=True, weights_only=True)
+        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors alike
         raise ValueError(
-            f"{shard}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
+            f"{file}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
             "nothing of it was run; download it again"
         ) from None
+    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+        raise ValueError(f"{file}: holds something else than a model's tensors by name; download it again")
+    return found
+
+
+def rows_at_once(shape: tuple[int, ...]) -> int:
+    """The same for one shape in any dtype, so that two models' pieces fit together."""
+    return max(1, PIECE // max(torch.Size(shape[1:]).numel(), 1))
+
+
+def row_bytes(stored: Stored) -> int:
+    return torch.Size(stored.shape[1:]).numel() * stored.dtype.itemsize
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The same memory; ``tensor`` must be contiguous."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
+    """The same items, the next ``depth`` of them made by another thread before they are asked for."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        waiting = deque(thread.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield item  # type: ignore[misc]
 
 
 def check_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
@@ -104,73 +258,3 @@ def check_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
                 f"{name}: shape {one.spec(name)[1]} in {one.folder}, {other.spec(name)[1]} in {other.folder}; "
                 "the two aren't one model's (was the vocabulary extended?)"
             )
-
-
-def write_checkpoint(
-    folder: str | Path,
-    like: Checkpoint,
-    specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    tensors: Iterator[tuple[str, torch.Tensor]],
-) -> None:
-    """Write a model folder with ``.safetensors`` shards and the config and tokenizer files of ``like``.
-
-    specs: type and shape of every tensor, in the order in which ``tensors`` yields them. The folder takes its name
-    when it is whole. Raises OSError before any work when the disk is too small.
-    """
-    sizes = {name: dtype.itemsize * torch.Size(shape).numel() for name, (dtype, shape) in specs.items()}
-    require_space(folder, sum(sizes.values()))
-    shards: list[list[str]] = [[]]
-    for name in specs:
-        if shards[-1] and sum(sizes[n] for n in shards[-1]) + sizes[name] > SHARD_BYTES:
-            shards.append([])
-        shards[-1].append(name)
-    files = (
-        ["model.safetensors"]
-        if len(shards) == 1
-        else [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    )
-    with new_folder(folder) as partial, tqdm(total=len(specs), unit="tensor", desc=str(folder), disable=None) as bar:
-        for file, names in zip(files, shards, strict=True):
-            with open(partial / file, "wb") as shard:
-                shard.write(_header({name: specs[name] for name in names}, sizes))
-                for expected in names:
-                    name, tensor = next(tensors)
-                    assert name == expected and (tensor.dtype, tuple(tensor.shape)) == specs[name], name
-                    flat = tensor.detach().contiguous().reshape(-1)
-                    shard.write(flat.view(torch.uint8).numpy().data)
-                    bar.update()
-        if len(shards) > 1:
-            index = {
-                "metadata": {"total_size": sum(sizes.values())},
-                "weight_map": {name: file for file, names in zip(files, shards, strict=True) for name in names},
-            }
-            (partial / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-        copy_settings(like.folder, partial)
-
-
-def _header(specs: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], sizes: Mapping[str, int]) -> bytes:
-    """The safetensors header: 8 bytes of length, then JSON padded to 8 bytes."""
-    entries: dict = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (dtype, shape) in specs.items():
-        entries[name] = {
-            "dtype": SAFETENSORS_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + sizes[name]],
-        }
-        offset += sizes[name]
-    text = json.dumps(entries, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
-
-
-def copy_settings(source: Path, target: Path) -> None:
-    """Copy config, generation config and tokenizer files: everything small that is no weight."""
-    for file in sorted(source.iterdir()):
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".model", ".jinja", ".txt")
-            and "index" not in file.name
-            and file.name != "trainer_state.json"
-        ):
-            shutil.copyfile(file, target / file.name)

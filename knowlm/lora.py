@@ -1,72 +1,148 @@
-"""A peft LoRA adapter as what it adds to each weight: W + scaling · B A (arXiv 2106.09685)."""
+"""A peft LoRA adapter as what it makes of each base weight: W + scaling · B A (arXiv 2106.09685), rows at a time."""
 
 import re
 from pathlib import Path
 
 import torch
 
-from knowlm.checkpoints import Checkpoint, load_pickle
+from knowlm.checkpoints import OUTPUT_EMBEDDING, Checkpoint, Piece, identity, load_pickle
 from knowlm.files import read_json
 from knowlm.models import check_adapter_folder, check_safetensors
 
+PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.\w+)?")
+# Settings under which a base weight becomes something else than said above.
+UNKNOWN = ("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
+
 
 class Adapter:
-    """An adapter folder, read whole (it is small): ``adapter.delta(name)`` is what a base weight gains.
+    """An adapter folder, read whole (it is small): ``adapter.merged(piece)`` are rows of a base weight with it.
 
-    Raises ValueError on an adapter that holds more than plain LoRA (DoRA, fully saved modules, biases).
+    Takes plain and rank-stabilised LoRA (arXiv 2312.03732), DoRA (arXiv 2402.09353), on linear layers, transposed ones
+    (``fan_in_fan_out``) and embeddings, biases, and modules saved as wholes. Raises ValueError on anything else.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         check_adapter_folder(str(folder))
         self.config = read_json(self.folder / "adapter_config.json")
-        for option in ("use_dora", "modules_to_save"):
+        for option in UNKNOWN:
             if self.config.get(option):
-                raise ValueError(f"{folder}: {option} is set; only plain LoRA can be merged")
-        file = self.folder / "adapter_model.safetensors"
-        if file.is_file():
-            from safetensors.torch import load_file
+                raise ValueError(f"{folder}: {option} is set, which can't be merged a weight at a time; use peft")
+        if re.match("pissa|olora|corda|loftq|lora_ga", str(self.config.get("init_lora_weights", "")).lower()):
+            raise ValueError(f"{folder}: trained on changed base weights; save it as plain LoRA with peft")
+        self.saved: dict[str, torch.Tensor] = {}  # weights that replace those of the base
+        self.parts: dict[str, dict[str, torch.Tensor]] = {}  # by base weight: A, B, magnitude
+        self.norms: dict[str, torch.Tensor] = {}  # of a transposed weight's columns, for DoRA
+        for name, tensor in self._read().items():
+            self._sort_in(name, tensor.detach())
+        if not self.parts and not self.saved:
+            raise ValueError(f"{folder}: holds no LoRA weights; tune or download it again")
 
-            check_safetensors(file)
-            tensors = load_file(file)
+    def identity(self) -> list:
+        """Tells the adapter's files from any others, by their sizes and times."""
+        return identity(sorted(self.folder.glob("adapter_*")))
+
+    def _read(self) -> dict[str, torch.Tensor]:
+        file = self.folder / "adapter_model.safetensors"
+        if not file.is_file():
+            return load_pickle(self.folder / "adapter_model.bin")
+        from safetensors.torch import load_file
+
+        check_safetensors(file)
+        return load_file(file)
+
+    def _sort_in(self, key: str, tensor: torch.Tensor) -> None:
+        name = key.removeprefix("base_model.model.")
+        match = PART.fullmatch(name)
+        if not match and "lora_" not in name and name != key:
+            self.saved[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
+        elif match and match[4] == ".bias" and match[2] == "lora_B":
+            self.parts.setdefault(f"{match[1]}.bias", {})["B"] = tensor
+        elif match and match[4] in (None, ".weight"):
+            part = match[2].removeprefix("lora_").removeprefix("embedding_")
+            self.parts.setdefault(f"{match[1]}.weight", {})[part] = tensor
+            if match[2].startswith("lora_embedding"):
+                self.parts[f"{match[1]}.weight"]["is_embedding"] = tensor
         else:
-            tensors = load_pickle(self.folder / "adapter_model.bin")
-        self.pairs: dict[str, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-            if not match:
-                raise ValueError(f"{folder}: {name} is no plain LoRA weight; only those can be merged")
-            self.pairs.setdefault(match[1] + ".weight", {})[match[2]] = tensor
-        if not self.pairs or any(len(pair) != 2 for pair in self.pairs.values()):
-            raise ValueError(f"{folder}: holds no whole pairs of LoRA weights; tune or download it again")
+            raise ValueError(f"{self.folder}: {key} is no LoRA weight that can be merged; use peft")
 
     def check_fits(self, base: Checkpoint) -> None:
-        """Raise ValueError naming the first adapted weight that ``base`` lacks or has in another shape."""
-        for name, pair in sorted(self.pairs.items()):
+        """Raise ValueError naming the first weight that ``base`` lacks or has in another shape."""
+        for name in sorted({*self.parts, *self.saved}):
+            if name == OUTPUT_EMBEDDING and name not in base and base.config.get("tie_word_embeddings"):
+                raise ValueError(f"{self.folder}: adapts {name}, which {base.folder} ties to its embeddings; use peft")
             if name not in base:
                 raise ValueError(f"{self.folder}: adapts {name}, which {base.folder} lacks; it belongs to another base")
-            gained = (pair["B"].shape[0], pair["A"].shape[1])
-            gained = gained[::-1] if self.config.get("fan_in_fan_out") else gained
-            if gained != base.spec(name)[1]:
-                raise ValueError(
-                    f"{self.folder}: {name} is {gained}, in {base.folder} it is {base.spec(name)[1]}; "
-                    "the adapter belongs to another base"
-                )
+            shape = base.spec(name)[1]
+            for gained in (self._gained_shape(name), self.saved[name].shape if name in self.saved else shape):
+                if tuple(gained) != shape:
+                    raise ValueError(
+                        f"{self.folder}: {name} is {tuple(gained)}, in {base.folder} it is {shape}; "
+                        "the adapter belongs to another base"
+                    )
 
-    def delta(self, name: str) -> torch.Tensor | None:
-        """What ``name`` gains, (out, in) in fp32; None for a weight that the adapter leaves alone."""
-        pair = self.pairs.get(name)
-        if pair is None:
-            return None
-        delta = pair["B"].float() @ pair["A"].float() * self.scaling(name.removesuffix(".weight"))
-        return delta.T if self.config.get("fan_in_fan_out") else delta
+    def _gained_shape(self, name: str) -> tuple[int, ...]:
+        if name not in self.parts:
+            return tuple(self.saved[name].shape)
+        part = self.parts[name]
+        if name.endswith(".bias"):
+            return tuple(part["B"].shape)
+        if not {"A", "B"} <= part.keys() or bool(self.config.get("use_dora")) != ("magnitude_vector" in part):
+            raise ValueError(f"{self.folder}: lacks part of the LoRA weights of {name}; tune or download it again")
+        rank = self._setting("rank_pattern", "r", name)
+        if (part["A"].shape[0], part["B"].shape[1]) != (rank, rank):
+            raise ValueError(
+                f"{self.folder}: {name} has ranks {part['A'].shape[0]} and {part['B'].shape[1]}, adapter_config.json "
+                f"says {rank}; take both files from one folder"
+            )
+        shape = (part["B"].shape[0], part["A"].shape[1])
+        return shape[::-1] if self._is_transposed(name) else shape
 
-    def scaling(self, module: str) -> float:
+    def _is_transposed(self, name: str) -> bool:
+        return bool(self.config.get("fan_in_fan_out")) or "is_embedding" in self.parts[name]
+
+    def merged(self, piece: Piece, base: Checkpoint) -> torch.Tensor:
+        """What becomes of these rows: fp32 where they are adapted, else as they are."""
+        rows, name = piece.rows, piece.name
+        if name in self.saved:
+            rows = self.saved[name][piece.first : piece.first + len(rows)]
+        if name not in self.parts:
+            return rows
+        part = self.parts[name]
+        rows = rows.float() + self._delta(name, piece.first, len(rows))
+        if "magnitude_vector" not in part:
+            return rows
+        magnitude = part["magnitude_vector"].float().view(-1)
+        if self._is_transposed(name):
+            return rows * (magnitude / self._column_norms(name, base))
+        return rows * (magnitude[piece.first : piece.first + len(rows)] / rows.norm(dim=1))[:, None]
+
+    def _delta(self, name: str, first: int, count: int) -> torch.Tensor:
+        part, rows = self.parts[name], slice(first, first + count)
+        if name.endswith(".bias"):
+            return part["B"][rows].float() * self.scaling(name)
+        if self._is_transposed(name):
+            return part["A"][:, rows].float().T @ part["B"].float().T * self.scaling(name)
+        return part["B"][rows].float() @ part["A"].float() * self.scaling(name)
+
+    def _column_norms(self, name: str, base: Checkpoint) -> torch.Tensor:
+        if name not in self.norms:
+            squares = torch.zeros(base.spec(name)[1][1], dtype=torch.float64)
+            for piece in base.pieces([name]):
+                rows = self.saved[name][piece.first :][: len(piece.rows)] if name in self.saved else piece.rows
+                squares += (rows.float() + self._delta(name, piece.first, len(rows))).double().square().sum(0)
+            self.norms[name] = squares.sqrt().float()
+        return self.norms[name]
+
+    def scaling(self, name: str) -> float:
         """alpha / r, or alpha / sqrt(r) for rank-stabilised LoRA, with the patterns' own ranks and alphas."""
+        rank = self._setting("rank_pattern", "r", name)
+        return self._setting("alpha_pattern", "lora_alpha", name) / (
+            rank**0.5 if self.config.get("use_rslora") else rank
+        )
 
-        def of(pattern: dict, default: float) -> float:
-            return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", module)), default)
-
-        rank = of(self.config.get("rank_pattern") or {}, self.config["r"])
-        alpha = of(self.config.get("alpha_pattern") or {}, self.config["lora_alpha"])
-        return alpha / (rank**0.5 if self.config.get("use_rslora") else rank)
+    def _setting(self, pattern: str, default: str, name: str) -> float:
+        module = name.rsplit(".", 1)[0]
+        patterns = self.config.get(pattern) or {}
+        found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+        return next(found, self.config[default])

@@ -1,25 +1,47 @@
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
+from blake3 import blake3
+from conftest import REPOSITORY
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from knowlm import checkpoints
+sys.path.insert(0, str(REPOSITORY / "tools"))
+import weight_diff
+
+from knowlm import checkpoint_writer, checkpoints
 from knowlm.checkpoints import Checkpoint
+from knowlm.manifest import MANIFEST, hash_file, read_manifest
 
-pytestmark = pytest.mark.slow  # every test starts a script that imports torch
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@pytest.fixture
-def pair(tiny_llama, tmp_path):
-    """(raw, tuned): the tiny model and the same with other weights."""
-    tuned = tmp_path / "tuned"
-    shutil.copytree(tiny_llama, tuned)
-    weights = load_file(tuned / "model.safetensors")
-    torch.manual_seed(1)
-    save_file({name: w + 0.01 * torch.randn_like(w) for name, w in weights.items()}, tuned / "model.safetensors")
-    return tiny_llama, tuned
+def save(folder, weights, form="safetensors", shards=1, index=True, **config):
+    """A model folder in any of the layouts that Hugging Face has written."""
+    folder.mkdir(parents=True)
+    names = list(weights)
+    stem, suffix = ("model", "safetensors") if form == "safetensors" else ("pytorch_model", "bin")
+    files = (
+        [f"{stem}.{suffix}"] if shards == 1 else [f"{stem}-{i + 1:05d}-of-{shards:05d}.{suffix}" for i in range(shards)]
+    )
+    for number, file in enumerate(files):
+        part = {name: weights[name] for name in names[number::shards]}
+        save_file(part, folder / file) if form == "safetensors" else torch.save(part, folder / file)
+    if shards > 1 and index:
+        weight_map = {name: files[number % shards] for number, name in enumerate(names)}
+        (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    (folder / "tokenizer.json").write_text('{"version": "1.0"}')
+    return folder
 
 
 def weights_of(folder):
@@ -27,216 +49,298 @@ def weights_of(folder):
         return dict(checkpoint)
 
 
-def in_dtype(folder, dtype, target):
-    shutil.copytree(folder, target)
-    weights = load_file(target / "model.safetensors")
-    save_file({name: w.to(dtype) for name, w in weights.items()}, target / "model.safetensors")
-    config = json.loads((target / "config.json").read_text())
-    (target / "config.json").write_text(json.dumps(config | {"dtype": str(dtype).removeprefix("torch.")}))
-    return target
-
-
-def diff_and_recover(run_script, raw, tuned, tmp_path, *flags):
-    for command in (
-        ["make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", tmp_path / "diff", *flags],
-        ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"],
-    ):
-        result = run_script("tools/weight_diff.py", *command)
-        assert result.returncode == 0, result.stderr
-    return tmp_path / "recovered"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_exact_recovery_gives_the_tuned_bits(run_script, pair, tmp_path, dtype):
-    raw, tuned = pair
-    raw, tuned = in_dtype(raw, dtype, tmp_path / "raw16"), in_dtype(tuned, dtype, tmp_path / "tuned16")
-    recovered = diff_and_recover(run_script, raw, tuned, tmp_path, "--exact")
-    expected, got = weights_of(tuned), weights_of(recovered)
-    assert expected.keys() == got.keys()
-    assert all(got[name].dtype == dtype and torch.equal(got[name], expected[name]) for name in expected)
-
-
-def test_plain_recovery_is_off_by_a_rounding(run_script, pair, tmp_path):
-    raw, tuned = pair
-    recovered = diff_and_recover(run_script, raw, tuned, tmp_path)
-    expected, got = weights_of(tuned), weights_of(recovered)
-    assert all(torch.allclose(got[name], expected[name], rtol=0, atol=1e-7) for name in expected)
-    difference = weights_of(tmp_path / "diff")
-    assert torch.equal(
-        difference["model.norm.weight"], expected["model.norm.weight"] - weights_of(raw)["model.norm.weight"]
+def same_bits(one, other):
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype
+        and torch.equal(one[name].reshape(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8))
+        for name in one
     )
 
 
-def test_a_recovered_model_loads_and_keeps_its_tokenizer(run_script, pair, tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    recovered = diff_and_recover(run_script, *pair, tmp_path)
-    assert AutoModelForCausalLM.from_pretrained(recovered).num_parameters() > 0
-    assert AutoTokenizer.from_pretrained(recovered)("你好").input_ids
-
-
-def test_sharded_pickles_of_2023_are_read(pair, run_script, tmp_path):
-    raw, tuned = pair
-    old = tmp_path / "old"
-    old.mkdir()
-    weights = load_file(tuned / "model.safetensors")
-    names = sorted(weights)
-    torch.save({name: weights[name] for name in names[:5]}, old / "pytorch_model-00001-of-00002.bin")
-    torch.save(
-        {name: weights[name] for name in names[5:]} | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)},
-        old / "pytorch_model-00002-of-00002.bin",
-    )
-    shutil.copy(tuned / "config.json", old)
-    recovered = diff_and_recover(run_script, raw, old, tmp_path, "--exact")
-    assert all(torch.equal(value, weights[name]) for name, value in weights_of(recovered).items())
+def random_weights(generator, shapes, dtypes):
+    """Any bits, so NaN and infinities too."""
+    weights = {}
+    for number, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
+        bits = torch.randint(0, 256, (*shape, dtype.itemsize), dtype=torch.uint8, generator=generator)
+        weights[f"w{number}"] = bits.view(dtype).reshape(shape)
+    return weights
 
 
-def test_large_models_are_written_in_shards(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 100_000)
-    with Checkpoint(pair[0]) as model:
-        checkpoints.write_checkpoint(tmp_path / "new", model, {n: model.spec(n) for n in model}, iter(model.items()))
-    index = json.loads((tmp_path / "new/model.safetensors.index.json").read_text())
-    assert len(set(index["weight_map"].values())) > 2
-    expected = weights_of(pair[0])
-    assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path / "new").items())
-    from transformers import AutoModelForCausalLM
-
-    assert torch.equal(
-        AutoModelForCausalLM.from_pretrained(tmp_path / "new").lm_head.weight, expected["lm_head.weight"]
-    )
+@pytest.fixture
+def pair(tmp_path):
+    """(raw, tuned): folders of two models of several shards, and of several pieces a tensor."""
+    torch.manual_seed(1)
+    shapes = {"model.embed_tokens.weight": (40, 8), "model.norm.weight": (8,), "a.weight": (64, 8), "b.weight": (33, 8)}
+    raw = {name: torch.randn(shape) for name, shape in shapes.items()}
+    tuned = {name: weight + 0.01 * torch.randn_like(weight) for name, weight in raw.items()}
+    return save(tmp_path / "raw", raw, shards=2), save(tmp_path / "tuned", tuned, shards=2)
 
 
-def test_a_wrong_sum_is_an_error(run_script, pair, tmp_path):
-    raw, tuned = pair
-    diff_and_recover(run_script, raw, tuned, tmp_path)
-    arguments = ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned"]
-    result = run_script("tools/weight_diff.py", *arguments, tmp_path / "one", "--check_integrity_naively")
-    assert result.returncode == 1
-    assert "94052.2891 is expected" in result.stderr
-    total = sum(w.double().sum().item() for w in weights_of(tmp_path / "one").values())
-    result = run_script(
-        "tools/weight_diff.py", *arguments, tmp_path / "two", "--check_integrity_naively", "--expected_sum", total
-    )
-    assert result.returncode == 0, result.stderr
+@pytest.fixture(autouse=True, scope="module")
+def small_pieces():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "PIECE", 64)
+        patch.setattr(checkpoint_writer, "SHARD_BYTES", 2000)
+        yield
 
 
-def test_another_base_is_named(run_script, pair, tmp_path):
-    raw, tuned = pair
-    other = tmp_path / "other"
-    shutil.copytree(raw, other)
-    weights = load_file(other / "model.safetensors")
-    weights["model.norm.weight"] = torch.ones(3)
-    save_file(weights, other / "model.safetensors")
-    result = run_script(
-        "tools/weight_diff.py",
-        "make_diff",
-        "--path_raw",
-        other,
-        "--path_tuned",
-        tuned,
-        "--path_diff",
-        tmp_path / "diff",
-    )
-    assert result.returncode == 1
-    assert "model.norm.weight: shape (3,)" in result.stderr
-    assert not (tmp_path / "diff").exists()
+@pytest.fixture
+def adapter(tmp_path):
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
+    weights = {"lora_A": torch.randn(2, 8), "lora_B": torch.randn(64, 2)}
+    save_file({f"base_model.model.a.{k}.weight": w for k, w in weights.items()}, folder / "adapter_model.safetensors")
+    return folder
 
 
+def make_and_recover(raw, tuned, folder, exact=False, **flags):
+    weight_diff.make_diff(str(raw), str(tuned), str(folder / "diff"), exact=exact)
+    weight_diff.recover(str(raw), str(folder / "diff"), str(folder / "recovered"), **flags)
+    return weights_of(folder / "recovered")
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(
+        st.tuples(st.lists(st.integers(0, 9), max_size=3).map(tuple), st.sampled_from(FLOATS), st.sampled_from(FLOATS)),
+        min_size=1,
+        max_size=6,
+    ),
+    st.tuples(st.sampled_from(["safetensors", "bin"]), st.integers(1, 3), st.booleans()),
+    st.tuples(st.sampled_from(["safetensors", "bin"]), st.integers(1, 3), st.booleans()),
+    st.integers(0, 2**32),
+)
+def test_an_exact_difference_gives_the_tuned_bits_back(tmp_path_factory, tensors, raw_layout, tuned_layout, seed):
+    generator, folder = torch.Generator().manual_seed(seed), tmp_path_factory.mktemp("pair")
+    shapes, raw_dtypes, tuned_dtypes = zip(*tensors, strict=True)
+    tuned = random_weights(generator, shapes, tuned_dtypes)
+    raw = random_weights(generator, shapes, raw_dtypes)
+    layouts = [(form, min(shards, len(tensors)), index) for form, shards, index in (raw_layout, tuned_layout)]
+    one, other = save(folder / "raw", raw, *layouts[0]), save(folder / "tuned", tuned, *layouts[1])
+    assert same_bits(make_and_recover(one, other, folder, exact=True), tuned)
+    shutil.rmtree(folder)
+
+
+@settings(max_examples=20)
+@given(st.sampled_from(FLOATS), st.sampled_from(FLOATS), st.integers(0, 2**32))
+def test_a_plain_difference_is_one_rounded_subtraction_and_recovery_one_addition(
+    tmp_path_factory, raw_dtype, tuned_dtype, seed
+):
+    generator, folder = torch.Generator().manual_seed(seed), tmp_path_factory.mktemp("pair")
+    raw, tuned = ({"w": torch.randn(30, 5, generator=generator).to(dtype)} for dtype in (raw_dtype, tuned_dtype))
+    recovered = make_and_recover(save(folder / "raw", raw), save(folder / "tuned", tuned), folder)["w"]
+    base, difference = raw["w"].to(tuned_dtype), weights_of(folder / "diff")["w"]
+    assert torch.equal(difference, tuned["w"] - base)
+    assert torch.equal(recovered, base + difference)
+    shutil.rmtree(folder)
+
+
+def test_tied_embeddings_may_be_stored_in_one_model_and_not_in_the_other(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    tuned = random_weights(generator, [(9, 4)] * 2, [torch.float32] * 2)
+    tuned = dict(zip(("model.embed_tokens.weight", "lm_head.weight"), tuned.values(), strict=True))
+    tied = {"model.embed_tokens.weight": torch.randn(9, 4)}
+    raw = save(tmp_path / "raw", tied, tie_word_embeddings=True)
+    assert same_bits(make_and_recover(raw, save(tmp_path / "tuned", tuned), tmp_path, exact=True), tuned)
+    again = tmp_path / "again"
+    assert same_bits(make_and_recover(tmp_path / "tuned", raw, again, exact=True), tied)
+
+
+def test_integers_and_truth_values_come_back(tmp_path):
+    raw = {"ids": torch.arange(5), "mask": torch.tensor([True, False]), "w": torch.ones(2)}
+    tuned = {"ids": torch.arange(5) * 3, "mask": torch.tensor([True, True]), "w": torch.zeros(2)}
+    folders = save(tmp_path / "raw", raw), save(tmp_path / "tuned", tuned)
+    for exact in (False, True):
+        assert same_bits(make_and_recover(*folders, tmp_path / str(exact), exact=exact), tuned)
+
+
+def test_differences_of_2023_are_recovered(tmp_path):
+    """Without manifest, as pickles that hold rotary frequencies too; raw in fp16 as the converter wrote it."""
+    torch.manual_seed(0)
+    raw, diff = ({f"w{i}": torch.randn(20, 8) for i in range(4)} for _ in range(2))
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(2)}
+    base = save(tmp_path / "raw", {name: w.half() for name, w in raw.items()})
+    for name, dtype in (("fp32", torch.float32), ("fp16", torch.float16)):
+        change = {name: w.to(dtype) for name, w in diff.items()}
+        folder = save(tmp_path / name, change | extra, "bin", shards=3)
+        weight_diff.recover(str(base), str(folder), str(tmp_path / f"{name}-tuned"))
+        recovered = weights_of(tmp_path / f"{name}-tuned")
+        assert same_bits(recovered, {n: raw[n].half().to(dtype) + change[n] for n in diff})
+    weight_diff.recover(str(base), str(tmp_path / "fp32"), str(tmp_path / "half"), is_fp16=True)
+    assert {w.dtype for w in weights_of(tmp_path / "half").values()} == {torch.float16}
+    assert json.loads((tmp_path / "half/config.json").read_text())["dtype"] == "float16"
+
+
+def test_the_sum_of_the_weights_is_told_and_compared(pair, tmp_path, capsys):
+    raw, tuned = map(str, pair)
+    weight_diff.make_diff(raw, tuned, str(tmp_path / "diff"))
+    (tmp_path / "diff" / MANIFEST).unlink()
+    arguments = (raw, str(tmp_path / "diff"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match=r"not written: .* 94052.2891 is expected"):
+        weight_diff.recover(*arguments, check_integrity_naively=True)
+    assert not list(tmp_path.glob("out*"))
+    total = sum(weight.double().sum().item() for weight in weights_of(tuned).values())
+    weight_diff.recover(*arguments, expected_sum=total)
+    assert f"their sum is {total:.4f}" in capsys.readouterr().out
+
+
+def test_the_manifest_tells_every_tensor_and_file(pair, tmp_path):
+    weight_diff.make_diff(*map(str, pair), str(tmp_path / "diff"))
+    manifest = read_manifest(tmp_path / "diff")
+    assert manifest["kind"] == "difference"
+    for name, facts in manifest["files"].items():
+        file = tmp_path / "diff" / name
+        assert (file.stat().st_size, hash_file(file)) == (facts["bytes"], facts["blake3"])
+    assert set(manifest["files"]) == {file.name for file in (tmp_path / "diff").iterdir()} - {MANIFEST}
+    for key, folder in (("base", pair[0]), ("tuned", pair[1])):
+        for name, weight in weights_of(folder).items():
+            assert manifest["tensors"][name][key] == {
+                "dtype": "F32",
+                "blake3": blake3(weight.numpy().tobytes()).hexdigest(),
+            }
+
+
+def flip(file, position=-5):
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    file.write_bytes(content)
+
+
+def flip_header(file):
+    flip(file, 3)
+
+
+def truncate(file):
+    os.truncate(file, file.stat().st_size - 10)
+
+
+def another_model(folder):
+    torch.manual_seed(9)
+    for file in folder.glob("*.safetensors"):
+        save_file({name: torch.randn_like(weight) for name, weight in load_file(file).items()}, file)
+
+
+def other_dtype(folder):
+    for file in folder.glob("*.safetensors"):
+        save_file({name: weight.half() for name, weight in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize(
+    ("damage", "path", "message"),
+    [
+        (flip, "raw/model-00002-of-00002.safetensors", "{}: damaged"),
+        (flip, "diff/model-00001-of-00003.safetensors", "{}: damaged"),
+        (flip_header, "raw/model-00001-of-00002.safetensors", "{}: damaged"),
+        (flip, f"diff/{MANIFEST}", "{}: damaged"),
+        (flip, "diff/tokenizer.json", "{}: damaged"),
+        (truncate, "raw/model-00001-of-00002.safetensors", "{}: damaged"),
+        (truncate, "diff/model-00003-of-00003.safetensors", "{}: damaged"),
+        (Path.unlink, "raw/model-00002-of-00002.safetensors", "{}: missing"),
+        (Path.unlink, "diff/model-00002-of-00003.safetensors", "{}: missing"),
+        (Path.unlink, "diff/tokenizer.json", "{}: missing"),
+        (another_model, "raw", "{}: another base model"),
+        (other_dtype, "raw", "{}/model-0000.-of-00002.safetensors: .* is F16 .*the difference was made with F32"),
+    ],
+)
+def test_what_is_wrong_is_named_and_no_output_looks_finished(pair, tmp_path, damage, path, message, exact):
+    weight_diff.make_diff(*map(str, pair), str(tmp_path / "diff"), exact=exact)
+    damage(tmp_path / path)
+    with pytest.raises(ValueError, match=message.format(tmp_path / path)):
+        weight_diff.recover(str(pair[0]), str(tmp_path / "diff"), str(tmp_path / "out"))
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_shard_is_missed_without_an_index_too(pair, tmp_path):
+    for file in pair[0].glob("*.index.json"):
+        file.unlink()
+    (pair[0] / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model-00001-of-00002.safetensors: missing"):
+        weight_diff.make_diff(*map(str, pair), str(tmp_path / "diff"))
+
+
+def test_models_of_other_shapes_are_refused(pair, tmp_path):
+    weights = weights_of(pair[0])
+    other = save(tmp_path / "other", weights | {"model.norm.weight": torch.ones(3)})
+    with pytest.raises(ValueError, match=r"model.norm.weight: shape \(3,\)"):
+        weight_diff.make_diff(str(other), str(pair[1]), str(tmp_path / "diff"))
+    weights.pop("a.weight")
+    other = save(tmp_path / "fewer", weights)
+    with pytest.raises(ValueError, match=r"fewer: lacks a.weight"):
+        weight_diff.make_diff(str(other), str(pair[1]), str(tmp_path / "diff"))
+    assert not list(tmp_path.glob("diff*"))
+
+
+@pytest.mark.slow
 def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_path):
     class Evil:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
 
-    bad = tmp_path / "bad"
-    bad.mkdir()
+    bad = save(tmp_path / "bad", {}, "bin")
     torch.save({"model.norm.weight": Evil()}, bad / "pytorch_model.bin")
-    shutil.copy(pair[0] / "config.json", bad)
-    result = run_script(
-        "tools/weight_diff.py",
-        "make_diff",
-        "--path_raw",
-        pair[0],
-        "--path_tuned",
-        bad,
-        "--path_diff",
-        tmp_path / "diff",
-    )
+    flags = ["--path_raw", pair[0], "--path_tuned", bad, "--path_diff", tmp_path / "diff"]
+    result = run_script("tools/weight_diff.py", "make_diff", *flags)
     assert result.returncode == 1
     assert "nothing of it was run" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_output_that_exists_is_not_overwritten(run_script, pair, tmp_path):
+def test_an_output_that_exists_is_not_overwritten(pair, tmp_path):
     (tmp_path / "diff").mkdir()
     (tmp_path / "diff/mine.txt").write_text("x")
-    result = run_script(
-        "tools/weight_diff.py",
-        "make_diff",
-        "--path_raw",
-        pair[0],
-        "--path_tuned",
-        pair[1],
-        "--path_diff",
-        tmp_path / "diff",
-    )
-    assert result.returncode == 1
-    assert "already exists" in result.stderr
+    with pytest.raises(ValueError, match="already exists"):
+        weight_diff.make_diff(*map(str, pair), str(tmp_path / "diff"))
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5}}]
-)
-def test_merging_equals_pefts_own(run_script, tiny_llama, tmp_path, settings):
-    from peft import LoraConfig, PeftModel, get_peft_model
-    from transformers import AutoModelForCausalLM
+def test_large_models_load_from_their_shards(tiny_llama, tmp_path, monkeypatch):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    torch.manual_seed(0)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_llama),
-        LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **settings),
-    )
-    model.save_pretrained(tmp_path / "lora")
-    result = run_script(
-        "tools/weight_diff.py",
-        "merge",
-        "--path_zhixi",
-        tiny_llama,
-        "--path_lora",
-        tmp_path / "lora",
-        "--path_sfted",
-        tmp_path / "merged",
-    )
-    assert result.returncode == 0, result.stderr
-    base = AutoModelForCausalLM.from_pretrained(tiny_llama)
-    expected = PeftModel.from_pretrained(base, tmp_path / "lora").merge_and_unload().state_dict()
-    merged = weights_of(tmp_path / "merged")
-    assert all(torch.allclose(merged[name], expected[name], rtol=0, atol=1e-6) for name in merged)
-    assert not torch.equal(
-        merged["model.layers.0.self_attn.q_proj.weight"],
-        weights_of(tiny_llama)["model.layers.0.self_attn.q_proj.weight"],
-    )
+    monkeypatch.setattr(checkpoint_writer, "SHARD_BYTES", 100_000)
+    make_and_recover(tiny_llama, tiny_llama, tmp_path)
+    assert len(list((tmp_path / "recovered").glob("*.safetensors"))) > 2
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "recovered")
+    assert torch.equal(model.lm_head.weight, weights_of(tiny_llama)["lm_head.weight"])
+    assert AutoTokenizer.from_pretrained(tmp_path / "recovered")("你好").input_ids
 
 
-def test_an_adapter_of_another_model_is_refused(run_script, tiny_llama, tmp_path):
-    (tmp_path / "lora").mkdir()
-    save_file(
-        {
-            "base_model.model.model.layers.9.self_attn.q_proj.lora_A.weight": torch.ones(2, 64),
-            "base_model.model.model.layers.9.self_attn.q_proj.lora_B.weight": torch.ones(128, 2),
-        },
-        tmp_path / "lora/adapter_model.safetensors",
-    )
-    (tmp_path / "lora/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
-    result = run_script(
-        "tools/weight_diff.py",
-        "merge",
-        "--path_zhixi",
-        tiny_llama,
-        "--path_lora",
-        tmp_path / "lora",
-        "--path_sfted",
-        tmp_path / "merged",
-    )
-    assert result.returncode == 1
-    assert "layers.9" in result.stderr and "another base" in result.stderr
-    assert not (tmp_path / "merged").exists()
+IN_SMALL_SHARDS = """
+import runpy, sys, time
+sys.path.insert(0, sys.argv.pop(1))
+import knowlm.checkpoint_writer, knowlm.checkpoints
+knowlm.checkpoints.PIECE, knowlm.checkpoint_writer.SHARD_BYTES = 64, 2000
+append = knowlm.checkpoint_writer.CheckpointWriter._append
+knowlm.checkpoint_writer.CheckpointWriter._append = lambda *args: (time.sleep(0.02), append(*args))
+print("begins", flush=True)
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(pair, tmp_path, adapter):
+    raw, tuned = pair
+    start = [sys.executable, "-c", IN_SMALL_SHARDS]
+    weight_diff.make_diff(str(raw), str(tuned), str(tmp_path / "diff"))
+    weight_diff.recover(str(raw), str(tmp_path / "diff"), str(tmp_path / "recovered"))
+    weight_diff.merge(str(raw), str(adapter), str(tmp_path / "merged"))
+    for command, flags, name in (
+        ("make_diff", ["--path_raw", raw, "--path_tuned", tuned, "--path_diff"], "diff"),
+        ("recover", ["--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned"], "recovered"),
+        ("merge", ["--path_zhixi", raw, "--path_lora", adapter, "--path_sfted"], "merged"),
+    ):
+        out = tmp_path / f"{name}-again"
+        script = [REPOSITORY, REPOSITORY / "tools/weight_diff.py", command, *flags, out]
+        while not out.exists():
+            process = subprocess.Popen([*start, *map(str, script)], stdout=subprocess.PIPE)
+            process.stdout.readline()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(random.uniform(0.1, 1.5))
+            assert process.poll() in (None, 0)
+            process.kill()
+            process.communicate()
+        assert subprocess.run([*start, *map(str, script)]).returncode == 1  # "already exists"
+        expected = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
+        assert {file.name: file.read_bytes() for file in out.iterdir()} == expected
+        assert not Path(f"{out}.partial").exists()

@@ -3,7 +3,8 @@
     python tools/convert_llama_weights_to_hf.py --input_dir ./ --model_size 13B --output_dir ./converted
 
 --input_dir holds the folder 13B and tokenizer.model, or is itself the folder of the consolidated.0N.pth files.
-Writes fp16 a tensor at a time; the output folder appears when it is whole. Meta's MD5 lists are checked first.
+Writes fp16 in pieces of a few megabytes. The output folder appears when it is whole; a killed run, repeated, goes on
+behind the shards that were. Meta's MD5 lists are checked first.
 """
 
 import hashlib
@@ -11,8 +12,8 @@ import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
@@ -52,7 +53,8 @@ def main() -> None:
 
     import torch
 
-    from knowlm.checkpoints import load_pickle, write_checkpoint
+    from knowlm.checkpoint_writer import CheckpointWriter
+    from knowlm.checkpoints import identity, load_pickle
 
     shards = {file: load_pickle(file) for file in files}
     llama2 = args.llama_version == 2 or args.model_size == "70B"  # LLaMA 1 has no 70B
@@ -62,8 +64,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as settings:
         write_settings(Path(settings), config, tokenizer)
         specs = {name: (torch.float16, shape) for name, (_, shape, _) in parts.items()}
-        tensors = ((name, join(*part, list(shards.values()), config)) for name, part in parts.items())
-        write_checkpoint(args.output_dir, SimpleNamespace(folder=Path(settings)), specs, tensors)
+        job = {"convert": args.llama_version, "inputs": identity([source / "params.json", tokenizer, *files])}
+        with CheckpointWriter(args.output_dir, Path(settings), specs, job) as out:
+            for name in out.missing:
+                for rows in join(*parts[name], list(shards.values()), config):
+                    out.add(name, rows)
+                out.finish(name)
     print(f"{args.output_dir}: LLaMA {args.model_size} in fp16, {len(parts)} tensors of {len(files)} shard(s)")
 
 
@@ -160,16 +166,21 @@ def check_shapes(parts: dict, shards: dict) -> None:
                 raise ValueError(f"{file}: {fact}; the two aren't one model's, download both again")
 
 
-def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict], config):
-    """The whole tensor in fp16."""
+def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict], config) -> Iterator:
+    """The rows of the whole tensor in fp16, a few megabytes at a time."""
     import torch
 
-    if dim is None:
-        return shards[0][meta].to(torch.float16)
-    whole = torch.cat([shard[meta] for shard in shards], dim).to(torch.float16)
+    from knowlm.checkpoints import rows_at_once
+
+    tensors = [shard[meta] for shard in (shards[:1] if dim is None else shards)]
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}.get(meta.split(".")[-2])
-    # Rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart.
-    return whole.view(heads, -1, 2, shape[1]).transpose(1, 2).reshape(shape) if heads else whole
+    size = shape[0] // heads if heads else 1  # of what stays together
+    step = -(-rows_at_once(shape) // size) * size
+    for side_by_side in [tensors] if dim == 1 else [[tensor] for tensor in tensors]:
+        for first in range(0, len(side_by_side[0]), step):
+            rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1).to(torch.float16)
+            # Rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart.
+            yield rows.view(-1, size // 2, 2, shape[1]).transpose(1, 2).reshape(rows.shape) if heads else rows
 
 
 def write_settings(folder: Path, config, tokenizer: Path) -> None:

@@ -4,9 +4,10 @@
     python tools/weight_diff.py recover --path_raw ./converted --path_diff ./zhixi-diff --path_tuned ./zhixi
     python tools/weight_diff.py merge --path_zhixi ./zhixi --path_lora ./lora --path_sfted ./zhixi-sft
 
-Reads and writes Hugging Face folders a tensor at a time; the output folder appears when it is whole.
-tuned = raw + diff. With --exact the difference is one of bit patterns, and recovery gives the tuned bits back;
-recover sees from the files which kind it has.
+Reads and writes Hugging Face folders of any size a few megabytes at a time. The output folder appears when it is whole;
+a killed run, repeated, goes on behind the shards that were. tuned = raw + diff. With --exact the difference is one of
+bit patterns, and recovery gives the tuned bits back; recover sees from the files which kind it has, and by a manifest
+in the difference whether base and difference are the right ones and undamaged.
 """
 
 import math
@@ -27,70 +28,71 @@ def make_diff(
     path_diff: Annotated[str, "folder to write the difference to"],
     exact: Annotated[bool, "difference of bit patterns: recovery is exact in any dtype"] = False,
 ) -> None:
-    """Write tuned - raw, with the tuned model's config and tokenizer."""
-    from knowlm.checkpoints import Checkpoint, check_same_tensors, write_checkpoint
+    """Write tuned - raw, with the tuned model's config and tokenizer and a manifest."""
+    from knowlm.checkpoint_writer import CheckpointWriter
+    from knowlm.checkpoints import DTYPE_NAMES, Checkpoint, check_same_tensors
     from knowlm.files import require_new
+    from knowlm.weight_deltas import EXACT, PLAIN, difference_specs, subtract, together
 
     require_new(path_diff)
     with Checkpoint(path_raw) as raw, Checkpoint(path_tuned) as tuned:
         check_same_tensors(raw, tuned)
-        specs = {name: tuned.spec(name) for name in tuned}
-        if exact:
-            specs = {name: (integer_like(dtype), shape) for name, (dtype, shape) in specs.items()}
-
-        def difference(name):
-            new = tuned[name]
-            old = raw[name].to(new.dtype)
-            return new.view(integer_like(new.dtype)) - old.view(integer_like(new.dtype)) if exact else new - old
-
-        write_checkpoint(path_diff, tuned, specs, ((name, difference(name)) for name in specs))
-    print(f"{path_diff}: the {'exact ' * exact}difference of {len(specs)} tensors")
+        specs, kind = difference_specs(tuned, exact), EXACT if exact else PLAIN
+        job = {"make_diff": kind, "inputs": [raw.identity(), tuned.identity()]}
+        with CheckpointWriter(path_diff, tuned.folder, specs, job, kind) as out:
+            for old, new in together(out.missing, raw, tuned):
+                dtypes = {"base": DTYPE_NAMES[old.rows.dtype], "tuned": DTYPE_NAMES[new.rows.dtype]}
+                out.add(new.name, subtract(new.rows, old.rows, exact))
+                if new.digest:
+                    digests = {"base": old.digest, "tuned": new.digest}
+                    out.finish(new.name, {k: {"dtype": dtypes[k], "blake3": digests[k]} for k in digests})
+    print(f"{path_diff}: the {kind} of {len(specs)} tensors")
 
 
 def recover(
     path_raw: Annotated[str, "folder of the base model"],
     path_diff: Annotated[str, "folder of the difference"],
     path_tuned: Annotated[str, "folder to write the tuned model to"],
-    is_fp16: Annotated[bool | None, "write fp16; by default the difference's own dtype"] = None,
-    check_integrity_naively: Annotated[bool, "compare the sum of all weights with --expected_sum"] = False,
-    expected_sum: Annotated[float, "published sum; ZhiXi-13B's in fp32"] = ZHIXI_SUM,
+    is_fp16: Annotated[bool, "write fp16; by default the difference's own dtype"] = False,
+    check_integrity_naively: Annotated[bool, "compare the sum of all weights with ZhiXi-13B's in fp32"] = False,
+    expected_sum: Annotated[float | None, "compare the sum of all weights with this"] = None,
 ) -> None:
     """Write raw + diff, with the difference's config and tokenizer."""
     import torch
 
-    from knowlm.checkpoints import Checkpoint, check_same_tensors, write_checkpoint
+    from knowlm.checkpoint_writer import CheckpointWriter, in_fp16
+    from knowlm.checkpoints import Checkpoint, check_same_tensors
     from knowlm.files import require_new
+    from knowlm.weight_deltas import Difference, together
 
     require_new(path_tuned)
-    total = 0.0
+    if check_integrity_naively and expected_sum is None:
+        expected_sum = ZHIXI_SUM
     with Checkpoint(path_raw) as raw, Checkpoint(path_diff) as diff:
         check_same_tensors(raw, diff)
-
-        def tuned_dtype(name):
-            dtype = diff.spec(name)[0]
-            if not dtype.is_floating_point:
-                return {4: torch.float32, 2: half_of(diff.config)}[dtype.itemsize]
-            return torch.float16 if is_fp16 else dtype
-
-        def recovered(name):
-            nonlocal total
-            change, dtype = diff[name], tuned_dtype(name)
-            old = raw[name].to(dtype)
-            if change.dtype.is_floating_point:
-                new = old + change.to(dtype)
-            else:
-                new = (old.view(change.dtype) + change).view(dtype)
-            total += new.sum(dtype=torch.float64).item()
-            return new
-
-        specs = {name: (tuned_dtype(name), diff.spec(name)[1]) for name in diff}
-        write_checkpoint(path_tuned, diff, specs, ((name, recovered(name)) for name in specs))
-    print(f"{path_tuned}: {len(specs)} tensors recovered, their sum is {total:.4f}")
-    if check_integrity_naively and not math.isclose(total, expected_sum, abs_tol=SUM_TOLERANCE):
-        raise ValueError(
-            f"{path_tuned}: the weights sum to {total:.4f}, {expected_sum} is expected; "
-            "the base or the difference isn't the right one, or is damaged (--expected_sum for other models)"
-        )
+        difference = Difference(raw, diff)
+        specs = in_fp16(difference.tuned) if is_fp16 else difference.tuned
+        job = {"recover": is_fp16, "inputs": [raw.identity(), diff.identity()]}
+        with CheckpointWriter(path_tuned, diff.folder, specs, job, dtype="float16" if is_fp16 else None) as out:
+            sums = dict.fromkeys(specs, 0.0)
+            for old, change in together(out.missing, raw, diff):
+                new = difference.add_to(old, change).to(specs[change.name][0])
+                out.add(change.name, new)
+                sums[change.name] += new.sum(-1, dtype=torch.float32).double().sum().item()
+                if change.digest:
+                    out.finish(change.name, {"sum": sums[change.name]})
+            out.wait()
+            total = math.fsum(facts["sum"] for facts in out.tensors.values())
+            if expected_sum is not None and not math.isclose(total, expected_sum, abs_tol=SUM_TOLERANCE):
+                raise ValueError(
+                    f"{path_tuned}: not written: the weights sum to {total:.4f}, {expected_sum} is expected; the base "
+                    "or the difference isn't the right one, or is damaged (--expected_sum for other models)"
+                )
+            difference.check_tuned(out)
+    checked = (
+        "base and difference are as its manifest says" if difference.manifest else "it has no manifest to check by"
+    )
+    print(f"{path_tuned}: {len(specs)} tensors recovered, their sum is {total:.4f}; {checked}")
 
 
 def merge(
@@ -100,9 +102,8 @@ def merge(
     is_fp16: Annotated[bool, "write fp16; by default the base's own dtype"] = False,
 ) -> None:
     """Add a LoRA adapter into the base model."""
-    import torch
-
-    from knowlm.checkpoints import Checkpoint, write_checkpoint
+    from knowlm.checkpoint_writer import CheckpointWriter, in_fp16
+    from knowlm.checkpoints import Checkpoint, in_file_order
     from knowlm.files import require_new
     from knowlm.lora import Adapter
 
@@ -110,28 +111,16 @@ def merge(
     adapter = Adapter(path_lora)
     with Checkpoint(path_zhixi) as base:
         adapter.check_fits(base)
-        specs = {name: (torch.float16 if is_fp16 else base.spec(name)[0], base.spec(name)[1]) for name in base}
-
-        def merged(name):
-            weight, delta = base[name], adapter.delta(name)
-            return (weight if delta is None else weight.float() + delta).to(specs[name][0])
-
-        write_checkpoint(path_sfted, base, specs, ((name, merged(name)) for name in specs))
-    print(f"{path_sfted}: {len(adapter.pairs)} of {len(specs)} tensors gained LoRA weights")
-
-
-def integer_like(dtype):
-    """The integer type of the same width, whose sums wrap around."""
-    import torch
-
-    return {4: torch.int32, 2: torch.int16}[dtype.itemsize]
-
-
-def half_of(config: dict):
-    """Which 16-bit float an exact difference stands for: the one its config names."""
-    import torch
-
-    return torch.bfloat16 if "bfloat16" in (config.get("dtype"), config.get("torch_dtype")) else torch.float16
+        specs = {name: base.spec(name) for name in in_file_order(base)}
+        specs = in_fp16(specs) if is_fp16 else specs
+        job = {"merge": is_fp16, "inputs": [base.identity(), adapter.identity()]}
+        with CheckpointWriter(path_sfted, base.folder, specs, job, dtype="float16" if is_fp16 else None) as out:
+            for piece in base.pieces(out.missing):
+                out.add(piece.name, adapter.merged(piece, base).to(specs[piece.name][0]))
+                if piece.digest:
+                    out.finish(piece.name)
+    changed = {*adapter.parts, *adapter.saved}
+    print(f"{path_sfted}: {len(changed)} of {len(specs)} tensors changed by the adapter")
 
 
 if __name__ == "__main__":

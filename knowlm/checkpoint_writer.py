@@ -1,0 +1,241 @@
+"""Write model folders in pieces, so that a killed run goes on where it was and no half folder looks whole."""
+
+import json
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+from tqdm import tqdm
+
+from knowlm import __version__
+from knowlm.checkpoints import BEHIND, DTYPE_NAMES, Spec, as_bytes
+from knowlm.files import read_json, require_new, require_space, sync, write_json, write_text
+from knowlm.manifest import MANIFEST, hash_file, write_manifest
+
+SHARD_BYTES = 2 * 10**9
+FLUSH_BYTES = 1 << 26  # written, before the disk is asked to begin with them
+
+
+class Shard:
+    """A ``.safetensors`` file that takes its name when it is closed, and is as large as ``specs`` say."""
+
+    def __init__(self, path: Path, specs: Mapping[str, Spec]):
+        self.path, self._partial = path, path.with_name(path.name + ".partial")
+        self._file, self._hasher, self._written, self._flushed = self._partial.open("wb", buffering=0), blake3(), 0, 0
+        head = header(specs)
+        self.size = len(head) + sum(map(size_of, specs.values()))
+        self.write(memoryview(head))
+
+    def write(self, content: memoryview) -> None:
+        self._hasher.update(content)
+        while content:
+            count = self._file.write(content)
+            content, self._written = content[count:], self._written + count
+        if self._written - self._flushed >= FLUSH_BYTES:  # so that the fsync at the end has little to wait for
+            os.posix_fadvise(self._file.fileno(), self._flushed, self._written - self._flushed, os.POSIX_FADV_DONTNEED)
+            self._flushed = self._written
+
+    def close(self) -> str:
+        """The file's BLAKE3."""
+        assert self._written == self.size, self.path
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._partial, self.path)
+        sync(self.path.parent)
+        return self._hasher.hexdigest()
+
+
+class CheckpointWriter:
+    """A model folder of ``.safetensors`` shards, an index, the settings and tokenizer of another folder, a manifest.
+
+    ``with`` it, ``add`` the rows of the tensors in ``missing`` in this order, ``finish`` each. What is added is written
+    by another thread. ``PATH.partial`` holds all until it is whole. After a kill or a full disk its finished shards
+    stay: if ``job`` (a JSON object) is the same, they are compared with their BLAKE3 and not written again.
+
+    specs: type and shape of every tensor. settings: the folder whose small files are copied. dtype: what its config is
+    to say instead, if anything. kind: what the manifest calls the result.
+    Raises ValueError if ``path`` already holds something, OSError if the disk is too small.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        settings: Path,
+        specs: Mapping[str, Spec],
+        job: dict,
+        kind: str = "model",
+        dtype: str | None = None,
+    ):
+        self.path, self.settings, self.specs, self.kind, self.dtype = Path(path), settings, dict(specs), kind, dtype
+        self.job = json.loads(json.dumps({**job, "knowlm": __version__}))
+        self._work = self.path.with_name(self.path.name + ".partial")
+        self._job, self._journal, self.partial = (self._work / name for name in ("job.json", "shards.jsonl", "model"))
+        self.shards = self._plan()
+        self._file_of = {name: file for file, names in self.shards.items() for name in names}
+        self.tensors: dict[str, dict] = {}  # what the manifest tells of each
+        self.files: dict[str, dict] = {}
+
+    def _plan(self) -> dict[str, list[str]]:
+        """Tensors by shard."""
+        shards: list[list[str]] = [[]]
+        size = 0
+        for name, spec in self.specs.items():
+            if shards[-1] and size + size_of(spec) > SHARD_BYTES:
+                shards.append([])
+                size = 0
+            shards[-1].append(name)
+            size += size_of(spec)
+        if len(shards) == 1:
+            return {"model.safetensors": shards[0]}
+        return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
+
+    def __enter__(self) -> "CheckpointWriter":
+        require_new(self.path)
+        self._recall()
+        self.missing = [name for file, names in self.shards.items() if file not in self.files for name in names]
+        needed = sum(size_of(self.specs[name]) for name in self.missing)
+        require_space(self.path, needed)
+        self._waiting: deque[Future] = deque()
+        self._thread = ThreadPoolExecutor(1)
+        self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
+        self._open: dict[str, Shard] = {}  # one at most
+        self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
+        return self
+
+    def _recall(self) -> None:
+        """Take up the shards that a run of the same job finished."""
+        if not self._job.is_file() or read_json(self._job) != self.job:
+            shutil.rmtree(self._work, ignore_errors=True)
+            self.partial.mkdir(parents=True)
+            write_json(self._job, self.job)
+        lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.is_file() else []
+        records = [json.loads(line) for line in lines if line.endswith(b"\n")]  # else the kill cut it off
+        for record in records:
+            file = self.partial / record["file"]
+            if file.is_file() and hash_file(file) == record["blake3"]:
+                self.files[record["file"]] = {name: record[name] for name in ("bytes", "blake3")}
+                self.tensors |= record["tensors"]
+        write_text(self._journal, "".join(json.dumps(it) + "\n" for it in records if it["file"] in self.files))
+        if self.files:
+            print(f"{self.path}: going on behind {len(self.files)} of {len(self.shards)} shards", file=sys.stderr)
+
+    def add(self, name: str, rows: torch.Tensor) -> None:
+        """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added."""
+        self._do(self._append, name, rows)
+
+    def finish(self, name: str, facts: dict | None = None) -> None:
+        """All rows of a tensor were added; ``facts`` go into the manifest with its own type, shape and BLAKE3."""
+        self._do(self._close, name, facts or {})
+
+    def _do(self, *call) -> None:
+        self._waiting.append(self._thread.submit(*call))
+        while len(self._waiting) > BEHIND:
+            self._waiting.popleft().result()
+
+    def wait(self) -> None:
+        """Return when everything added is written."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def _append(self, name: str, rows: torch.Tensor) -> None:
+        assert rows.dtype == self.specs[name][0], name
+        file, content = self._file_of[name], as_bytes(rows.contiguous())
+        if file not in self._open:
+            self._open[file] = Shard(self.partial / file, {name: self.specs[name] for name in self.shards[file]})
+        self._open[file].write(content)
+        self._hashers.setdefault(name, blake3()).update(content)
+        self._bar.update(content.nbytes)
+
+    def _close(self, name: str, facts: dict) -> None:
+        dtype, shape = self.specs[name]
+        file = self._file_of[name]
+        own = {"file": file, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
+        self.tensors[name] = {**own, "blake3": self._hashers.pop(name).hexdigest(), **facts}
+        names = self.shards[file]
+        if name == names[-1]:
+            shard = self._open.pop(file)
+            self.files[file] = {"bytes": shard.size, "blake3": shard.close()}
+            record = {"file": file, **self.files[file], "tensors": {name: self.tensors[name] for name in names}}
+            with self._journal.open("ab") as journal:
+                journal.write(json.dumps(record).encode() + b"\n")
+                journal.flush()
+                os.fsync(journal.fileno())
+
+    def __exit__(self, error_type, *_) -> None:
+        try:
+            if not error_type:
+                self.wait()
+        finally:
+            self._thread.shutdown(cancel_futures=True)
+            self._bar.close()
+        if not error_type:
+            self._publish()
+        elif issubclass(error_type, ValueError):  # what is there came of the wrong input
+            shutil.rmtree(self._work, ignore_errors=True)
+
+    def _publish(self) -> None:
+        if len(self.shards) > 1:
+            write_json(
+                self.partial / "model.safetensors.index.json",
+                {"metadata": {"total_size": sum(map(size_of, self.specs.values()))}, "weight_map": self._file_of},
+            )
+        copy_settings(self.settings, self.partial)
+        if self.dtype:
+            config = {**read_json(self.partial / "config.json"), "dtype": self.dtype}
+            config.pop("torch_dtype", None)
+            write_json(self.partial / "config.json", config)
+        for file in sorted(self.partial.iterdir()):
+            if file.name not in self.shards:
+                sync(file)
+                self.files[file.name] = {"bytes": file.stat().st_size, "blake3": hash_file(file)}
+        files = {name: self.files[name] for name in sorted(self.files)}
+        tensors = {name: self.tensors[name] for name in self.specs}
+        write_manifest(self.partial, {"knowlm": __version__, "kind": self.kind, "files": files, "tensors": tensors})
+        if self.path.exists():
+            self.path.rmdir()
+        os.replace(self.partial, self.path)
+        sync(self.path.absolute().parent)
+        shutil.rmtree(self._work)
+
+
+def size_of(spec: Spec) -> int:
+    """Bytes of a tensor."""
+    return spec[0].itemsize * torch.Size(spec[1]).numel()
+
+
+def header(specs: Mapping[str, Spec]) -> bytes:
+    """How a safetensors file begins: 8 bytes of length, then JSON padded to 8 bytes."""
+    entries: dict = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in specs.items():
+        stop = offset + size_of((dtype, shape))
+        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def in_fp16(specs: Mapping[str, Spec]) -> dict[str, Spec]:
+    """The same tensors, those of floats in fp16."""
+    return {
+        name: (torch.float16 if dtype.is_floating_point else dtype, shape) for name, (dtype, shape) in specs.items()
+    }
+
+
+def copy_settings(source: Path, target: Path) -> None:
+    """Copy config, generation config and tokenizer files: everything small that is no weight."""
+    for file in sorted(source.iterdir()):
+        if (
+            file.is_file()
+            and file.suffix in (".json", ".model", ".jinja", ".txt")
+            and "index" not in file.name
+            and file.name not in ("trainer_state.json", MANIFEST)
+        ):
+            shutil.copyfile(file, target / file.name)

@@ -1,0 +1,40 @@
+"""What lies beside a model's files and tells whether they are whole: their BLAKE3 and that of every tensor."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from blake3 import blake3
+
+from knowlm.files import read_json, write_json
+
+MANIFEST = "knowlm_manifest.json"
+
+
+def hash_file(path: Path) -> str:
+    """BLAKE3 of a file, in hexadecimal digits."""
+    hasher = blake3()
+    with path.open("rb") as content:
+        while block := content.read(1 << 22):
+            hasher.update(block)
+    return hasher.hexdigest()
+
+
+def write_manifest(folder: Path, content: dict) -> None:
+    """content: ``files`` {name: {bytes, blake3}}, ``tensors`` {name: {file, shape, dtype, blake3, …}} and what else."""
+    write_json(folder / MANIFEST, {**content, "blake3": digest_of(content)})
+
+
+def read_manifest(folder: str | Path) -> dict | None:
+    """The manifest of a folder, None if it has none; ValueError if it was changed since it was written."""
+    path = Path(folder) / MANIFEST
+    if not path.is_file():
+        return None
+    content = read_json(path)
+    if not isinstance(content, dict) or content.pop("blake3", None) != digest_of(content):
+        raise ValueError(f"{path}: damaged, it doesn't have its own BLAKE3; download it again")
+    return content
+
+
+def digest_of(content: Mapping) -> str:
+    return blake3(json.dumps(content, sort_keys=True).encode()).hexdigest()
