@@ -236,34 +236,30 @@ class HubDownload:
     @contextmanager
     def explained(self, what: str) -> Iterator[None]:
         """Turn the library's errors into one line that tells the way out."""
-        login = "log in with `hf auth login`"
+        login = f"ask for access at {self.endpoint}/{self.repo}, or log in with `hf auth login`"
         try:
             yield
         except HFValidationError:
             raise ValueError(f"--repo_name {self.repo}: not a name of the hub; it looks like owner/name") from None
         except GatedRepoError:
-            raise OSError(
-                f"{what}: gated; ask for access at {self.endpoint}/{self.repo}, then {login} and repeat the command"
-            ) from None
+            raise OSError(f"{what}: gated, and you aren't known to have access; {login}") from None
         except RevisionNotFoundError:
             raise OSError(
                 f"{what}: has no revision {self.revision}; {self.endpoint}/{self.repo}/commits/main lists them, "
                 "and without --revision the newest is fetched"
             ) from None
-        except RepositoryNotFoundError:
-            raise OSError(
-                f"{what}: {self.endpoint} knows no such repository, or it is private; check the name, or {login}"
-            ) from None
         except OfflineModeIsEnabled:
             raise OSError(f"{what}: HF_HUB_OFFLINE forbids to ask the hub; unset it and repeat the command") from None
         except (HTTPError, InvalidURL) as error:
-            refused = isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403)
-            wayout = (
-                f"ask for access at {self.endpoint}/{self.repo}, or {login}"
-                if refused
-                else "check the network, or name a mirror with --endpoint or HF_ENDPOINT, then repeat the command"
-            )
-            raise OSError(f"{what}: {self.endpoint} {describe(error)}; {wayout}") from None
+            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
+            if isinstance(error, RepositoryNotFoundError) or status in (401, 403):
+                raise OSError(
+                    f"{what}: unknown to {self.endpoint}, private or gated; check the name, {login}"
+                ) from None
+            raise OSError(
+                f"{what}: {self.endpoint} {describe(error)}; check the network, or name a mirror with --endpoint or "
+                "HF_ENDPOINT, then repeat the command"
+            ) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise

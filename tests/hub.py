@@ -8,9 +8,11 @@ import socket
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE_FILES = (".bin", ".safetensors")  # the hub names them by SHA-256 and sends them from another host
+MODEL, WEIGHTS, SECOND = "someone/model", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
 REVISION_NOT_FOUND, ENTRY_NOT_FOUND = {"X-Error-Code": "RevisionNotFound"}, {"X-Error-Code": "EntryNotFound"}
 
 
@@ -170,3 +172,17 @@ def describe(repo: str, files: dict[str, bytes], with_sizes: bool) -> dict:
         siblings.append(entry)
     facts = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
     return {"id": repo, "modelId": repo, "sha": commit(files), "siblings": siblings} | facts
+
+
+def make_files(seed: str) -> dict[str, bytes]:
+    return {
+        "config.json": f'{{"model_type": "llama", "seed": "{seed}"}}'.encode(),
+        WEIGHTS: seed.encode() * 5000,
+        SECOND: seed.encode()[::-1] * 3000,
+        "docs/read me.md": b"",
+    }
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
