@@ -6,7 +6,7 @@ import re
 
 import pytest
 from hub import MODEL, SECOND, WEIGHTS, read_files
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_hub_download
 
 from knowlm import hub as client
 from knowlm.checksums import Checksum
@@ -43,6 +43,14 @@ def test_a_network_that_fails_half_way_is_waited_for(fetch, hub, tmp_path, capsy
     fetch(checksums={})
     assert read_files(tmp_path / "files") == hub.repos[MODEL]
     assert f"{WEIGHTS}: answers 503; try " in capsys.readouterr().err
+
+
+def test_a_server_that_falls_silent_is_asked_for_the_rest(fetch, hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3)
+    hub.spoil(WEIGHTS, "stall")
+    fetch()
+    assert hub.ranges(WEIGHTS) == [None, "bytes=32500-"]
+    assert read_files(tmp_path / "files") == hub.repos[MODEL]
 
 
 def test_a_server_that_ignores_ranges_sends_the_file_anew(fetch, hub, tmp_path):
@@ -140,6 +148,16 @@ def test_files_that_another_tool_brought_are_kept_if_they_are_right(fetch, hub, 
     (tmp_path / "files" / WEIGHTS).write_bytes(hub.repos[MODEL][WEIGHTS])
     fetch()
     assert hub.ranges(WEIGHTS) == []
+
+
+def test_hugging_faces_own_download_and_this_one_keep_each_others_files(fetch, hub, tmp_path):
+    where = {"repo_id": MODEL, "endpoint": hub.url, "local_dir": tmp_path / "files"}
+    hf_hub_download(filename=WEIGHTS, **where)
+    assert hub.ranges(WEIGHTS) == [None]
+    fetch()
+    for name in (WEIGHTS, SECOND):
+        hf_hub_download(filename=name, **where)
+    assert hub.ranges(WEIGHTS) == hub.ranges(SECOND) == [None]
 
 
 def test_a_mirror_that_lists_names_alone_is_asked_for_each_size(fetch, hub, tmp_path):
