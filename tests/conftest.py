@@ -100,6 +100,23 @@ def tiny_llama(tiny_tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.fixture
+def local_hub(monkeypatch):
+    """A hub that this process can reach, whatever its environment says, and whose failures it does not wait for."""
+    from hub import MODEL, LocalHub, make_files
+    from huggingface_hub import close_session, constants
+
+    from knowlm import hub as client
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(client, "PAUSES", (0, 0, 0, 0))
+    close_session()
+    with LocalHub({repo: make_files(repo) for repo in (MODEL, f"{MODEL}@v1")}) as hub:
+        yield hub
+    close_session()
+
+
+@pytest.fixture
 def run_script(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """``run_script("tools/x.py", *arguments)`` runs a script from another folder than the checkout."""
 

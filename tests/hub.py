@@ -1,4 +1,4 @@
-"""A model hub on this machine: what ``huggingface_hub`` asks of the real one, and connections that break."""
+"""A model hub on this machine: what is asked of the real one, and what goes wrong there."""
 
 import hashlib
 import json
@@ -8,21 +8,28 @@ import socket
 import struct
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 LARGE_FILES = (".bin", ".safetensors")  # the hub names them by SHA-256 and sends them from another host
+MODEL, WEIGHTS, SECOND = "someone/model", "pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"
+REVISION_NOT_FOUND, ENTRY_NOT_FOUND = {"X-Error-Code": "RevisionNotFound"}, {"X-Error-Code": "EntryNotFound"}
 
 
 class LocalHub:
-    """Serves ``{"owner/name": {filename: content}}`` in a ``with`` block.
+    """Serves ``{"owner/name": {filename: content}}`` in a ``with`` block; ``"owner/name@v1"`` holds a revision.
 
-    url: for HF_ENDPOINT. requests: (method, path, Range header or None) of all so far.
+    url: for HF_ENDPOINT. requests: (method, path, Range header or None) of all so far. gated: names of repositories
+    whose files ask for a log-in. sizes: whether the list of files tells sizes and checksums.
     """
 
     def __init__(self, repos: dict[str, dict[str, bytes]]):
         self.repos = repos
         self.requests: list[tuple[str, str, str | None]] = []
-        self._cuts: dict[str, tuple[int, bool]] = {}
+        self.gated: set[str] = set()
+        self.sizes = True
+        self.released = threading.Event()  # ends what `spoil(name, "stall")` holds up
+        self._spoiled: dict[str, list[str]] = {}
         self._lock = threading.Lock()
 
     def __enter__(self) -> "LocalHub":
@@ -33,26 +40,37 @@ class LocalHub:
         return self
 
     def __exit__(self, *error) -> None:
+        self.released.set()
         self._server.shutdown()
         self._server.server_close()
 
-    def cut(self, filename: str, times: int, reset: bool = False) -> None:
-        """Break the connection half-way through the next ``times`` answers that carry ``filename``.
+    def spoil(self, name: str, *ways: str) -> None:
+        """What befalls the next answers that carry the file ``name`` (or, for "api", the list of files), in order.
 
-        It is closed as by a server that stops or, with ``reset``, as by a network that fails.
+        "close": the connection ends half-way, as by a server that stops; "reset": as by a network that fails.
+        "stall": it stops half-way until ``released``. "wrong": right size, wrong bytes. "short": the last byte is
+        missing, with a header to match. "whole": a Range is ignored. A number: that status.
         """
-        self._cuts[filename] = (times, reset)
+        self._spoiled[name] = list(ways)
 
-    def next_cut(self, filename: str) -> str | None:
-        """How to break the answer now being sent: "close", "reset", or None for not at all."""
+    def next_way(self, name: str) -> str:
         with self._lock:
-            times, reset = self._cuts.get(filename, (0, False))
-            self._cuts[filename] = (max(times - 1, 0), reset)
-        return ("reset" if reset else "close") if times else None
+            ways = self._spoiled.get(name)
+            return ways.pop(0) if ways else ""
 
     def fetched(self) -> list[str]:
         """Paths of the files sent by GET, in order."""
         return [path for method, path, _ in self.requests if method == "GET" and not path.startswith("/api/")]
+
+    def ranges(self, name: str) -> list[str | None]:
+        """Range headers of the requests for a large file, in order."""
+        return [wanted for method, path, wanted in self.requests if method == "GET" and path.endswith(f"cdn/{name}")]
+
+    def find(self, repo: str, revision: str | None) -> dict[str, bytes] | None:
+        for name, files in self.repos.items():
+            if name.partition("@")[0] == repo and revision in (name.partition("@")[2] or "main", commit(files)):
+                return files
+        return None
 
 
 class HubHandler(BaseHTTPRequestHandler):
@@ -62,22 +80,25 @@ class HubHandler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
-        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(/tree/.*|/revision/.*)?", path)
-        file = re.fullmatch(r"/([^/]+/[^/]+)/(resolve/[^/]+|cdn)/(.+)", path)
+        api = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path)
+        file = re.fullmatch(r"/([^/]+/[^/]+)/(?:resolve/([^/]+)|([0-9a-f]+)/cdn)/(.+)", path)
         repo = api[1] if api else file[1] if file else ""
+        files = self.hub.find(repo, (api[2] if api else file[2] or file[3]) or "main") if repo else None
         if repo not in self.hub.repos:  # the hub's answer to whom it does not know
             self.send_whole(401, b"{}", {"X-Error-Message": "Invalid username or password."})
+        elif files is None:
+            self.send_whole(404, b"{}", REVISION_NOT_FOUND)
         elif api:
-            files = self.hub.repos[repo]
-            is_tree = (api[2] or "").startswith("/tree/")
-            answer = list_tree(files) if is_tree else describe(repo, files, with_sizes="blobs=" in self.path)
-            self.send_whole(200, json.dumps(answer).encode())
-        elif file[3] not in self.hub.repos[repo]:
-            self.send_whole(404, b"{}", {"X-Error-Code": "EntryNotFound"})
-        elif file[3].endswith(LARGE_FILES) and file[2] != "cdn":
-            self.send_redirect(repo, file[3])
+            way = self.hub.next_way("api")
+            self.send_whole(int(way or 200), json.dumps(describe(repo, files, self.hub.sizes)).encode())
+        elif repo in self.hub.gated:
+            self.send_whole(403, b"{}", {"X-Error-Code": "GatedRepo"})
+        elif file[4] not in files:
+            self.send_whole(404, b"{}", ENTRY_NOT_FOUND)
+        elif file[4].endswith(LARGE_FILES) and not file[3]:
+            self.send_redirect(repo, files, file[4])
         else:
-            self.send_file(repo, file[3])
+            self.send_file(files, file[4])
 
     do_HEAD = do_GET
 
@@ -92,26 +113,38 @@ class HubHandler(BaseHTTPRequestHandler):
         if self.command == "GET":
             self.wfile.write(body)
 
-    def send_redirect(self, repo: str, name: str) -> None:
-        content = self.hub.repos[repo][name]
-        linked = {"X-Linked-Etag": f'"{etag(name, content)}"', "X-Linked-Size": str(len(content))}
-        elsewhere = {"Location": f"http://localhost:{self.hub.port}/{repo}/cdn/{name}"}
-        self.send_whole(302, b"", linked | elsewhere | {"X-Repo-Commit": commit(self.hub.repos[repo])})
+    def send_redirect(self, repo: str, files: dict[str, bytes], name: str) -> None:
+        linked = {"X-Linked-Etag": f'"{etag(name, files[name])}"', "X-Linked-Size": str(len(files[name]))}
+        elsewhere = {"Location": f"http://localhost:{self.hub.port}/{repo}/{commit(files)}/cdn/{name}"}
+        self.send_whole(302, b"", linked | elsewhere | {"X-Repo-Commit": commit(files)})
 
-    def send_file(self, repo: str, name: str) -> None:
-        content = self.hub.repos[repo][name]
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+    def send_file(self, files: dict[str, bytes], name: str) -> None:
+        content = files[name]
+        way = self.hub.next_way(name) if self.command == "GET" else ""
+        if way.isdigit():
+            self.send_whole(int(way), b"")
+            return
+        if way == "wrong":
+            content = bytes(len(content))
+        if way == "short":
+            content = content[:-1]
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", "")) if way != "whole" else None
         start = int(wanted[1]) if wanted else 0
-        headers = {"ETag": f'"{etag(name, content)}"', "X-Repo-Commit": commit(self.hub.repos[repo])}
-        headers |= {"Accept-Ranges": "bytes", "Content-Length": str(len(content) - start)}
+        if start and start >= len(content):
+            self.send_whole(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            return
+        headers = {"ETag": f'"{etag(name, files[name])}"', "X-Repo-Commit": commit(files), "Accept-Ranges": "bytes"}
+        headers |= {"Content-Length": str(len(content) - start)}
         if wanted:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-        cut = self.hub.next_cut(name) if self.command == "GET" else None
-        body = content[start : start + (len(content) - start) // 2] if cut else content[start:]
+        is_cut = way in ("close", "reset", "stall")
+        body = content[start : start + (len(content) - start) // 2] if is_cut else content[start:]
         self.send_whole(206 if wanted else 200, body, headers)
-        if cut:
-            self.close_connection = True
-        if cut == "reset":  # linger for 0 s: what is under way is dropped, and the other side told so
+        self.close_connection |= is_cut
+        if way == "stall":
+            self.wfile.flush()
+            self.hub.released.wait()
+        if way == "reset":  # linger for 0 s: what is under way is dropped, and the other side told so
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             os.close(self.connection.detach())
 
@@ -129,16 +162,27 @@ def git_id(content: bytes) -> str:
 
 
 def describe(repo: str, files: dict[str, bytes], with_sizes: bool) -> dict:
-    siblings = [{"rfilename": name} | ({"size": len(files[name])} if with_sizes else {}) for name in files]
+    siblings = []
+    for name, content in files.items():
+        entry: dict = {"rfilename": name}
+        if with_sizes:
+            entry |= {"size": len(content), "blobId": git_id(content)}
+            if name.endswith(LARGE_FILES):
+                entry["lfs"] = {"sha256": etag(name, content), "size": len(content), "pointerSize": 134}
+        siblings.append(entry)
     facts = {"private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0, "likes": 0}
     return {"id": repo, "modelId": repo, "sha": commit(files), "siblings": siblings} | facts
 
 
-def list_tree(files: dict[str, bytes]) -> list[dict]:
-    entries = []
-    for name, content in files.items():
-        entry = {"type": "file", "path": name, "size": len(content), "oid": git_id(content)}
-        if name.endswith(LARGE_FILES):
-            entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
-        entries.append(entry)
-    return entries
+def make_files(seed: str) -> dict[str, bytes]:
+    return {
+        "config.json": f'{{"model_type": "llama", "seed": "{seed}"}}'.encode(),
+        WEIGHTS: seed.encode() * 5000,
+        SECOND: seed.encode()[::-1] * 3000,
+        "docs/read me.md": b"",
+    }
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    files = (file for file in folder.rglob("*") if file.is_file() and ".cache" not in file.parts)
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}

