@@ -15,8 +15,9 @@ from tqdm import tqdm
 
 from knowlm import __version__
 from knowlm.checkpoints import BEHIND, DTYPE_NAMES, Spec, as_bytes
+from knowlm.checksums import hash_file
 from knowlm.files import read_json, require_new, require_space, sync, write_json, write_text
-from knowlm.manifest import MANIFEST, hash_file, write_manifest
+from knowlm.manifest import MANIFEST, write_manifest
 
 SHARD_BYTES = 2 * 10**9
 FLUSH_BYTES = 1 << 26  # written, before the disk is asked to begin with them
@@ -118,7 +119,7 @@ class CheckpointWriter:
         records = [json.loads(line) for line in lines if line.endswith(b"\n")]  # else the kill cut it off
         for record in records:
             file = self.partial / record["file"]
-            if file.is_file() and hash_file(file) == record["blake3"]:
+            if file.is_file() and hash_file(file, "blake3") == record["blake3"]:
                 self.files[record["file"]] = {name: record[name] for name in ("bytes", "blake3")}
                 self.tensors |= record["tensors"]
         write_text(self._journal, "".join(json.dumps(it) + "\n" for it in records if it["file"] in self.files))
@@ -193,7 +194,7 @@ class CheckpointWriter:
         for file in sorted(self.partial.iterdir()):
             if file.name not in self.shards:
                 sync(file)
-                self.files[file.name] = {"bytes": file.stat().st_size, "blake3": hash_file(file)}
+                self.files[file.name] = {"bytes": file.stat().st_size, "blake3": hash_file(file, "blake3")}
         files = {name: self.files[name] for name in sorted(self.files)}
         tensors = {name: self.tensors[name] for name in self.specs}
         write_manifest(self.partial, {"knowlm": __version__, "kind": self.kind, "files": files, "tensors": tensors})

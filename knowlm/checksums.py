@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-from knowlm.files import read_json, require_file
+from blake3 import blake3
+
+from knowlm.files import require_file
+from knowlm.manifest import open_manifest
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tools/checksums"
-MANIFEST = "knowlm_manifest.json"
 ALGORITHMS = {32: "md5", 40: "sha1", 64: "sha256", 128: "sha512"}  # by hexadecimal digits
 GNU_LINE = re.compile(r"([0-9a-fA-F]+) [ *](.+)")  # 83cc50…  model.bin
 BSD_LINE = re.compile(r"[A-Z0-9-]+ \((.+)\) = ([0-9a-fA-F]+)")  # MD5 (model.bin) = 83cc50…
@@ -17,7 +19,7 @@ BSD_LINE = re.compile(r"[A-Z0-9-]+ \((.+)\) = ([0-9a-fA-F]+)")  # MD5 (model.bin
 
 @dataclass(frozen=True)
 class Checksum:
-    algorithm: str  # a name of hashlib's, or "git": SHA-1 of the content behind git's header
+    algorithm: str  # a name of hashlib's, blake3, or "git": SHA-1 of the content behind git's header
     hex: str
     size: int | None = None  # bytes, where the list tells them
 
@@ -29,7 +31,7 @@ def read_checksums(path: str | Path) -> dict[str, Checksum]:
     """
     path = require_file(path)
     if path.suffix == ".json":
-        return read_manifest(path)
+        return read_files(path)
     listed: dict[str, Checksum] = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -53,19 +55,18 @@ def read_checksums(path: str | Path) -> dict[str, Checksum]:
     return listed
 
 
-def read_manifest(path: Path) -> dict[str, Checksum]:
-    """The files of a manifest: ``{"files": {name: {"bytes": n, "sha256": hex}}}``, whatever else it holds."""
-    manifest = read_json(path)
-    files = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(files, dict) or not files:
-        raise ValueError(f'{path}: holds no "files"; a manifest of weight_diff.py is needed')
-    listed = {}
-    for name, facts in files.items():
-        size, digits = (facts.get("bytes"), facts.get("sha256")) if isinstance(facts, dict) else (None, None)
-        if type(size) is not int or not isinstance(digits, str) or not re.fullmatch("[0-9a-fA-F]{64}", digits):
-            raise ValueError(f'{path}: {name} lacks its "bytes" or its "sha256"; make the manifest again')
-        listed[inner_name(name, str(path))] = Checksum("sha256", digits.lower(), size)
-    return listed
+def read_files(path: Path) -> dict[str, Checksum]:
+    """The files of a manifest."""
+    try:
+        files = {
+            inner_name(name, str(path)): Checksum("blake3", facts["blake3"], facts["bytes"])
+            for name, facts in open_manifest(path)["files"].items()
+        }
+    except (AttributeError, KeyError, TypeError):
+        files = {}
+    if not files:
+        raise ValueError(f"{path}: lists no files; a manifest of weight_diff.py is needed")
+    return files
 
 
 def inner_name(name: str, where: str) -> str:
@@ -83,7 +84,7 @@ def published_sets() -> dict[str, Path]:
 
 def hash_file(path: Path, algorithm: str, advance: Callable[[int], object] = int) -> str:
     """The file's checksum in hexadecimal digits, in constant memory; ``advance`` is told the bytes read."""
-    digest = hashlib.new("sha1" if algorithm == "git" else algorithm)
+    digest = blake3() if algorithm == "blake3" else hashlib.new("sha1" if algorithm == "git" else algorithm)
     if algorithm == "git":  # what the hub names small files by
         digest.update(b"blob %d\0" % path.stat().st_size)
     buffer = bytearray(1 << 20)

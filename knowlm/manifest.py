@@ -11,15 +11,6 @@ from knowlm.files import read_json, write_json
 MANIFEST = "knowlm_manifest.json"
 
 
-def hash_file(path: Path) -> str:
-    """BLAKE3 of a file, in hexadecimal digits."""
-    hasher = blake3()
-    with path.open("rb") as content:
-        while block := content.read(1 << 22):
-            hasher.update(block)
-    return hasher.hexdigest()
-
-
 def write_manifest(folder: Path, content: dict) -> None:
     """content: ``files`` {name: {bytes, blake3}}, ``tensors`` {name: {file, shape, dtype, blake3, …}} and what else."""
     write_json(folder / MANIFEST, {**content, "blake3": digest_of(content)})
@@ -28,8 +19,10 @@ def write_manifest(folder: Path, content: dict) -> None:
 def read_manifest(folder: str | Path) -> dict | None:
     """The manifest of a folder, None if it has none; ValueError if it was changed since it was written."""
     path = Path(folder) / MANIFEST
-    if not path.is_file():
-        return None
+    return open_manifest(path) if path.is_file() else None
+
+
+def open_manifest(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("blake3", None) != digest_of(content):
         raise ValueError(f"{path}: damaged, it doesn't have its own BLAKE3; download it again")

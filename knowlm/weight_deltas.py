@@ -6,7 +6,8 @@ import torch
 
 from knowlm.checkpoint_writer import CheckpointWriter
 from knowlm.checkpoints import DTYPE_NAMES, DTYPES, Checkpoint, Piece, Spec, in_file_order
-from knowlm.manifest import MANIFEST, hash_file, read_manifest
+from knowlm.checksums import hash_file
+from knowlm.manifest import MANIFEST, read_manifest
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes; sums of these wrap around
 PROBED = 4  # further tensors that are looked at, to tell another base from a damaged one
@@ -59,7 +60,7 @@ class Difference:
             path = self.diff.folder / name
             if not path.is_file():
                 raise ValueError(f"{path}: missing, though {MANIFEST} names it; download it again")
-            if path not in self.diff.files and hash_file(path) != told["blake3"]:
+            if path not in self.diff.files and hash_file(path, "blake3") != told["blake3"]:
                 raise ValueError(f"{path}: damaged, it isn't what {MANIFEST} says; download it again")
 
     def check_specs(self) -> None:

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 import verify
 
 from knowlm import checksums
-from knowlm.checksums import MANIFEST, Checksum, hash_file, read_checksums
+from knowlm.checksums import Checksum, hash_file, read_checksums
+from knowlm.manifest import MANIFEST, write_manifest
 
 FILES = {"config.json": b"{}", "model.bin": b"weights" * 300_000, "docs/read me.md": b"hello"}
 
@@ -44,9 +46,9 @@ def write_list(path: Path, algorithm: str = "md5", files: dict[str, bytes] = FIL
     return path
 
 
-def write_manifest(folder: Path, files: dict[str, bytes] = FILES) -> None:
-    facts = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
-    (folder / MANIFEST).write_text(json.dumps({"knowlm": "0.2", "kind": "exact", "files": facts, "tensors": {}}))
+def list_in_manifest(folder: Path, files: dict[str, bytes] = FILES) -> None:
+    facts = {name: {"bytes": len(data), "blake3": blake3(data).hexdigest()} for name, data in files.items()}
+    write_manifest(folder, {"kind": "model", "files": facts, "tensors": {}})
 
 
 @pytest.mark.parametrize("command", [["md5sum"], ["sha256sum", "-b"], ["md5sum", "--tag"], ["sha512sum"]])
@@ -87,7 +89,7 @@ def test_extra_files_alone_are_no_failure(folder, tmp_path, run_main):
 
 
 def test_the_folders_manifest_is_read_without_being_named(folder, run_main, capsys):
-    write_manifest(folder)
+    list_in_manifest(folder)
     assert run_main("--folder", folder)[-1] == f"{folder}: 3 files are OK by {folder / MANIFEST}"
     (folder / "model.bin").write_bytes(b"cut")
     with pytest.raises(ValueError, match="1 are bad and 0 missing"):
@@ -103,13 +105,15 @@ def test_the_folders_manifest_is_read_without_being_named(folder, run_main, caps
         {"files": {}},
         {"files": {"a": 3}},
         {"files": {"a": {"bytes": 3}}},
-        {"files": {"a": {"bytes": True, "sha256": "0" * 64}}},
-        {"files": {"a": {"bytes": 3, "sha256": "0" * 32}}},
-        {"files": {"../a": {"bytes": 3, "sha256": "0" * 64}}},
+        {"files": {"../a": {"bytes": 3, "blake3": "0" * 64}}},
     ],
 )
 def test_a_manifest_of_another_form_is_refused(tmp_path, manifest):
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=MANIFEST):
+        read_checksums(tmp_path / MANIFEST)
+    if isinstance(manifest, dict):
+        write_manifest(tmp_path, manifest)
     with pytest.raises(ValueError, match=MANIFEST):
         read_checksums(tmp_path / MANIFEST)
 
@@ -202,7 +206,7 @@ def test_hashing_tells_its_progress_and_knows_gits_way(folder):
 
 
 def test_the_exit_code_is_0_only_if_all_is_ok(run_script, folder):
-    write_manifest(folder)
+    list_in_manifest(folder)
     result = run_script("tools/verify.py", "--folder", folder)
     assert (result.returncode, result.stderr) == (0, "")
     (folder / "config.json").unlink()

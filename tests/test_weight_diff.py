@@ -20,7 +20,8 @@ import weight_diff
 
 from knowlm import checkpoint_writer, checkpoints
 from knowlm.checkpoints import Checkpoint
-from knowlm.manifest import MANIFEST, hash_file, read_manifest
+from knowlm.checksums import hash_file
+from knowlm.manifest import MANIFEST, read_manifest
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -191,7 +192,7 @@ def test_the_manifest_tells_every_tensor_and_file(pair, tmp_path):
     assert manifest["kind"] == "difference"
     for name, facts in manifest["files"].items():
         file = tmp_path / "diff" / name
-        assert (file.stat().st_size, hash_file(file)) == (facts["bytes"], facts["blake3"])
+        assert (file.stat().st_size, hash_file(file, "blake3")) == (facts["bytes"], facts["blake3"])
     assert set(manifest["files"]) == {file.name for file in (tmp_path / "diff").iterdir()} - {MANIFEST}
     for key, folder in (("base", pair[0]), ("tuned", pair[1])):
         for name, weight in weights_of(folder).items():

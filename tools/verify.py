@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 
 from tqdm import tqdm
 
-from knowlm.checksums import MANIFEST, Checksum, hash_file, published_sets, read_checksums
+from knowlm.checksums import Checksum, hash_file, published_sets, read_checksums
 from knowlm.cli import ArgumentParser, run
+from knowlm.manifest import MANIFEST
 
 THREADS = 2  # one disk has little more to give
 
