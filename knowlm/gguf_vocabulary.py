@@ -107,7 +107,7 @@ def read_vocabulary(folder: str | Path, size: int) -> Vocabulary:
 
 def from_sentencepiece(file: Path, size: int) -> Vocabulary:
     from google.protobuf.message import DecodeError
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
     model = ModelProto()
     try:
@@ -142,7 +142,7 @@ def from_tokenizer_json(folder: Path, content: dict, size: int) -> Vocabulary:
     vocabulary = Vocabulary("llama", size, space_first=first)
     scores: dict[str, float] = {}
     for rank, pair in enumerate(model["merges"]):
-        scores.setdefault("".join(pair), -rank)
+        scores.setdefault("".join(pair), float(-rank))
     for piece, number in pieces.items():
         is_byte = re.fullmatch("<0x[0-9A-F]{2}>", piece)
         vocabulary.place(number, piece, TokenType.BYTE if is_byte else TokenType.NORMAL, scores.get(piece, NEVER))

@@ -68,7 +68,10 @@ def read_config(checkpoint):
         raise ValueError(f"{file}: {fact} can't be exported, only LlamaForCausalLM; use llama.cpp's own converter")
     if "quantization_config" in raw:
         raise ValueError(f"{file}: the weights are quantized; export the model that they were made from")
-    config = LlamaConfig.from_dict(raw)
+    try:
+        config = LlamaConfig.from_dict(raw)
+    except Exception as error:  # the library has many
+        raise ValueError(f"{file}: not the settings of a LLaMA ({error}); download it again") from None
     rope = config.rope_parameters["rope_type"]
     if rope not in ("default", "linear", "llama3") or config.hidden_act != "silu":
         fact = f"rope_type {rope}, hidden_act {config.hidden_act}"
