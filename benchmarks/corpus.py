@@ -1,130 +1,110 @@
-"""How fast corpora are built: pretrain/preprocess.py against a plain builder and against the tokenizer alone.
+"""How fast corpora are built: pretrain/preprocess.py against other builders and against the tokenizer alone.
 
     python benchmarks/corpus.py --tokenizer_path tokenizer.model
     python benchmarks/corpus.py --tokenizer_path tokenizer.model --english docs.jsonl --chinese texts.jsonl
 
-The plain builder does what is known of the release of 2023: two workers encode sentence by sentence with SentencePiece
-and pack Python lists, which all come back to the main process before it writes. The tokenizer alone encodes whole
-documents with SentencePiece and writes nothing. CPU seconds count start-up and all processes, so ratios hold on a busy
-machine; MB are bytes of the JSONL files.
+The builders compared are described in benchmarks/peers.py. Those that cut at ends of sentences are compared with
+--do_split_sentences, those that take whole documents with the same command without it. CPU seconds count start-up and
+all processes, so ratios hold on a busy machine; MB are bytes of the JSONL files. Megatron-LM is measured if its package
+is installed: pip install megatron-core.
 """
 
-import json
 import os
 import subprocess
 import sys
 import tempfile
-from multiprocessing import Pool, get_context
+from multiprocessing import get_context
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
-import numpy as np
-from texts import ROOT, write_texts
+from peers import NO_MEGATRON, has_megatron, write_tokenizer_json
+from texts import LANGUAGES, ROOT, write_texts
 
 from knowlm.cli import ArgumentParser, run
-from knowlm.packing import pack_sentences
-
-LANGUAGES = ("english", "code", "chinese")
 
 
 def main() -> None:
     args = parse_args()
-    if args.only:
-        kind, language, file, tokenizer, out = args.only
-        {"plain": build_plainly, "tokenizer": encode_only}[kind](language, Path(file), tokenizer, Path(out))
-        return
-    print("| texts | builder | CPU s | MB per CPU s | wall s | peak MB | CPU time against ours |")
-    print("|---|---|---|---|---|---|---|", flush=True)
-    with tempfile.TemporaryDirectory() as folder:
+    files = {language: Path(path) for language in LANGUAGES if (path := getattr(args, language))}
+    missing = [language for language in LANGUAGES if language not in files]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         with get_context("spawn").Pool(1) as apart:  # its memory would count as that of every process begun later
-            files = apart.apply(write_texts, (Path(folder), args.megabytes))
+            apart.apply(write_tokenizer_json, (args.tokenizer_path, folder / "tokenizer.json"))
+            files |= apart.apply(write_texts, (folder, args.megabytes, missing))
+        print("| texts | builder | CPU s | MB per CPU s | wall s | peak MB | CPU time against ours |")
+        print("|---|---|---|---|---|---|---|", flush=True)
         for language in LANGUAGES:
-            measure(language, Path(getattr(args, language) or files[language]), args.tokenizer_path, Path(folder))
+            measure(language, files[language], args.tokenizer_path, folder)
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--tokenizer_path", help="SentencePiece tokenizer.model")
+    parser.add_argument("--tokenizer_path", required=True, help="SentencePiece tokenizer.model")
     for language in LANGUAGES:
         parser.add_argument(f"--{language}", help='JSONL of {"text"} (default: see benchmarks/texts.py)')
     parser.add_argument("--megabytes", type=int, default=30, help="size of the default texts (default: 30)")
-    parser.add_argument("--only", nargs=5, metavar="X", help="for this script itself: one run of a compared builder")
     return parser.parse_args()
 
 
 def measure(language: str, file: Path, tokenizer: str, folder: Path) -> None:
-    flags = ["--do_split_sentences", "--do_keep_newlines", "--tokenizer_path", tokenizer, "--save_path", folder]
-    ours = [ROOT / "pretrain/preprocess.py", "--mode", "write", "--file_path", file, "--language", language, *flags]
-    compared = [[__file__, "--only", kind, language, file, tokenizer, folder / kind] for kind in ("plain", "tokenizer")]
-    commands = {
+    megabytes = file.stat().st_size / 1e6
+    for commands in (by_sentences(language, file, tokenizer, folder), of_documents(language, file, tokenizer, folder)):
+        base = 0.0  # CPU seconds of the first, ours
+        for name, command in commands.items():
+            if "megatron" in command and not has_megatron():
+                print(f"| {language}, {megabytes:.0f} MB | {name} | {NO_MEGATRON} | | | | |", flush=True)
+                continue
+            cpu, wall, peak = measure_command(command)
+            base = base or cpu
+            figures = f"{cpu:.1f} | {megabytes / cpu:.1f} | {wall:.1f} | {peak / 1e6:.0f} | {cpu / base:.1f} ×"
+            print(f"| {language}, {megabytes:.0f} MB | {name} | {figures} |", flush=True)
+
+
+def by_sentences(language: str, file: Path, tokenizer: str, folder: Path) -> dict[str, list]:
+    ours = [*our_command(language, file, tokenizer, folder), "--do_split_sentences"]
+    return {
         "ours, 2 workers": [*ours, "--num_workers", 2, "--save_prefix", "two"],
         "ours, 1 worker": [*ours, "--save_prefix", "one"],
         "ours, as in 2023, 2 workers": [*ours, "--tokenize", "sentence", "--num_workers", 2, "--save_prefix", "2023"],
-        "plain, 2 workers": compared[0],
-        "SentencePiece alone": compared[1],
+        "plain, 2 workers": peer_command("plain", language, file, tokenizer, folder),
     }
-    megabytes, base = file.stat().st_size / 1e6, 0.0
-    for name, command in commands.items():
-        cpu, wall, peak = measure_command(command)
-        base = base or cpu
-        figures = f"{cpu:.1f} | {megabytes / cpu:.1f} | {wall:.1f} | {peak / 1e6:.0f} | {cpu / base:.1f} ×"
-        print(f"| {language}, {megabytes:.0f} MB | {name} | {figures} |", flush=True)
+
+
+def of_documents(language: str, file: Path, tokenizer: str, folder: Path) -> dict[str, list]:
+    ours = our_command(language, file, tokenizer, folder)
+    return {
+        "ours, whole documents, 2 workers": [*ours, "--num_workers", 2, "--save_prefix", "whole-two"],
+        "ours, whole documents, 1 worker": [*ours, "--save_prefix", "whole-one"],
+        "Megatron, 2 workers": peer_command("megatron", language, file, tokenizer, folder),
+        "datatrove, 1 task": peer_command("datatrove", language, file, folder / "tokenizer.json", folder),
+        "SentencePiece alone": peer_command("sentencepiece", language, file, tokenizer, folder),
+    }
+
+
+def our_command(language: str, file: Path, tokenizer: str, folder: Path) -> list:
+    command = [ROOT / "pretrain/preprocess.py", "--mode", "write", "--file_path", file, "--language", language]
+    return [*command, "--do_keep_newlines", "--tokenizer_path", tokenizer, "--save_path", folder]
+
+
+def peer_command(builder: str, language: str, file: Path, tokenizer: str | Path, folder: Path) -> list:
+    command = [ROOT / "benchmarks/peers.py", builder, "--language", language, "--file", file]
+    return [*command, "--tokenizer", tokenizer, "--out", folder / f"{builder}-{language}"]
 
 
 def measure_command(command: list) -> tuple[float, float, int]:
     """CPU seconds of the command and the processes it waited for, wall seconds, peak bytes of its largest process."""
     before = os.times()
-    process = subprocess.Popen([sys.executable, *map(str, command)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise ValueError(f"{command[0]} ended with code {process.returncode}")
+    with tempfile.TemporaryFile() as log:  # peers tell a lot
+        process = subprocess.Popen([sys.executable, *map(str, command)], stdout=log, stderr=log)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            told = log.read().decode(errors="replace")[-2000:]
+            raise ValueError(f"{' '.join(map(str, command))} ended with code {process.returncode}: {told}")
     return usage.ru_utime + usage.ru_stime, os.times().elapsed - before.elapsed, usage.ru_maxrss * 1024
-
-
-def build_plainly(language: str, file: Path, tokenizer: str, out: Path) -> None:
-    """Every sentence on its own, everything in memory, as one would write it first."""
-    with Pool(2, start_plain_worker, (language, tokenizer)) as pool:
-        documents = list(pool.imap(plain_samples, file.open(encoding="utf-8"), 25))
-        pool.close()  # to its end: leaving it would terminate it, and that once hung
-        pool.join()
-    with out.open("wb") as tokens:
-        for samples in documents:
-            for sample in samples:
-                tokens.write(np.array(sample, np.uint16).tobytes())
-
-
-def start_plain_worker(language: str, tokenizer: str) -> None:
-    global split, pieces
-    import re
-
-    import sentencepiece
-    from nltk.tokenize.punkt import PunktLanguageVars, PunktSentenceTokenizer
-
-    from knowlm.sentences import load_punkt
-
-    class KeepSpace(PunktLanguageVars):
-        _period_context_fmt = r"\S* %(SentEndChars)s \s* (?=(?P<after_tok> %(NonWord)s | (?P<next_tok>\S+) ))"
-
-    pieces = sentencepiece.SentencePieceProcessor(tokenizer)
-    split = PunktSentenceTokenizer(load_punkt()._params, lang_vars=KeepSpace()).tokenize
-    if language == "chinese":
-        split = re.compile("(?<=[;!?；。！？\\n])").split
-
-
-def plain_samples(line: str) -> list[list[int]]:
-    sentences = [pieces.encode(sentence)[:1022] for sentence in split(json.loads(line)["text"])]
-    spans = pack_sentences([len(ids) for ids in sentences], 1022)
-    return [[1, *(i for ids in sentences[first:stop] for i in ids), 2] for first, stop in spans]
-
-
-def encode_only(language: str, file: Path, tokenizer: str, out: Path) -> None:
-    import sentencepiece
-
-    pieces = sentencepiece.SentencePieceProcessor(tokenizer)
-    for line in file.open(encoding="utf-8"):
-        pieces.encode(json.loads(line)["text"])
 
 
 if __name__ == "__main__":

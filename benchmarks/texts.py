@@ -1,43 +1,50 @@
 """Texts to measure with: what is installed, and this repository's Chinese articles over and over."""
 
-import ast
+import inspect
 import json
 import random
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+LANGUAGES = ("english", "code", "chinese")
 
 
-def write_texts(folder: Path, megabytes: int) -> dict[str, Path]:
-    """A JSONL file {"text"} of about ``megabytes`` for each of english (docstrings), code and chinese."""
-    modules = sorted(
-        path for key in ("purelib", "stdlib") for path in Path(sysconfig.get_path(key)).rglob("*.py") if path.is_file()
-    )
-    random.Random(0).shuffle(modules)
-    sources = [text for path in modules if (text := path.read_text(encoding="utf-8", errors="ignore")).strip()]
+def write_texts(folder: Path, megabytes: int, languages: Sequence[str] = LANGUAGES) -> dict[str, Path]:
+    """A JSONL file {"text"} of about ``megabytes`` for each of ``languages``; english are docstrings."""
     files = {}
-    for language, texts in (("english", docstrings(sources)), ("code", iter(sources)), ("chinese", articles())):
+    for language in languages:
         files[language] = folder / f"{language}.jsonl"
         with files[language].open("w", encoding="utf-8") as lines:
-            for text in texts:
+            for text in {"english": docstrings, "code": sources, "chinese": articles}[language]():
                 lines.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
                 if lines.tell() > megabytes * 1_000_000:
                     break
     return files
 
 
-def docstrings(sources: list[str]) -> Iterator[str]:
-    for source in sources:
-        try:
-            nodes = list(ast.walk(ast.parse(source)))
-        except (SyntaxError, ValueError, RecursionError):
-            continue
-        found = [ast.get_docstring(n) for n in nodes if isinstance(n, ast.Module | ast.ClassDef | ast.FunctionDef)]
-        if text := "\n\n".join(doc for doc in found if doc and len(doc) > 80):
+def sources() -> Iterator[str]:
+    """The installed Python modules, in random order."""
+    modules = sorted(path for key in ("purelib", "stdlib") for path in Path(sysconfig.get_path(key)).rglob("*.py"))
+    random.Random(0).shuffle(modules)
+    for path in modules:
+        if path.is_file() and (text := path.read_text(encoding="utf-8", errors="ignore")).strip():
             yield text
+
+
+def docstrings() -> Iterator[str]:
+    """Of each module the strings in triple quotes that begin a line; parsing it would take long."""
+    for source in sources():
+        parts = source.split('"""')  # code, string, code, ...
+        found = [text for code, text in zip(parts[::2], parts[1::2], strict=False) if begins_line(code)]
+        if text := "\n\n".join(inspect.cleandoc(doc) for doc in found if len(doc) > 80):
+            yield text
+
+
+def begins_line(code: str) -> bool:
+    return code.rpartition("\n")[2].strip() in ("", "r")
 
 
 def articles() -> Iterator[str]:
