@@ -67,6 +67,8 @@ def main() -> None:
     harmful = None if "harmful" in args.skip else HarmfulWords(args.word_lists)
     tasks = args.tasks or count_tasks(sources)
     settings = settings_of(args, sources, tasks, harmful)
+    if folder.is_file():
+        require_new(folder)
     with locked(folder / "work"):
         take_folder(folder, settings)
         if not (folder / "report.json").exists():
