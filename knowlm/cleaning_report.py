@@ -23,6 +23,8 @@ class ReportWriter(PipelineStep):
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
         report = gather(self.folder, self.settings)
+        if (kept := self.folder / "work" / "documents").exists():  # else a killed run had done this
+            kept.rename(self.folder / "documents")
         write_json(self.folder / "report.json", report)
         write_text(self.folder / "report.md", describe(report))
         draw_reasons(report, self.folder / "report.png")

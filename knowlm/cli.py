@@ -37,10 +37,12 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(130)
 
 
-def end_with_parent() -> None:
-    """In a child process: be killed when its parent is, so as not to disturb the parent's next run (Linux only)."""
+def end_with_parent(parent: int) -> None:
+    """In a child of that process: be killed when it is, so as not to disturb its next run (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1 is PR_SET_PDEATHSIG of <sys/prctl.h>
+        if os.getppid() != parent:
+            os._exit(1)  # it was killed before that
 
 
 class ArgumentParser(argparse.ArgumentParser):

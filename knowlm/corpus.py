@@ -15,20 +15,21 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from knowlm import __version__
-from knowlm.files import replacing, require_file, require_space, write_json, write_text
+from knowlm.files import locked, replacing, require_file, require_space, sync, write_json, write_text
 
 START = np.dtype("<u8")  # where a sample starts in .bin, in tokens, not bytes
 LENGTH = np.dtype("<u2")  # a sample has fewer than 65,536 tokens
 LEDGER = np.dtype([("source", "<u4"), ("document", "<u8"), ("start", "<u8"), ("stop", "<u8")])  # see Corpus.origin
 REJECTED = ".rejected.jsonl"
+SUFFIXES = (".idx", ".dis", ".tmp", ".json", ".ledger", ".bin")  # .bin comes last: with it a corpus is whole
 BLOCK = 1 << 20  # samples handled at once
 
 
@@ -109,14 +110,14 @@ class CorpusWriter:
     """Appends samples to a new corpus; its files take their names when the ``with`` block ends well.
 
     settings: what the sidecar keeps besides counts; ``vocab_size`` decides the token dtype, ``bos`` and ``eos`` are
-    ids. After a kill or a failure a writer of the same prefix and settings goes on behind the last ``commit``:
-    ``progress`` is what every ``commit`` was told, from the first. ``counts`` go into the sidecar.
+    ids. After a kill or a failure a writer of the same prefix, settings and ``basis`` goes on behind the last
+    ``commit``: ``progress`` is what every ``commit`` was told, from the first. ``counts`` go into the sidecar.
     """
 
-    def __init__(self, prefix: str | Path, settings: dict, ledger: bool = False):
+    def __init__(self, prefix: str | Path, settings: dict, ledger: bool = False, basis: Sequence[str | int] = ()):
         self.prefix, self.settings = str(prefix), json.loads(json.dumps(settings))
         self.dtype = token_dtype(settings["vocab_size"])
-        self.has_ledger = ledger
+        self.has_ledger, self.basis = ledger, list(basis)
         self.progress: list[dict] = []
         self.counts: dict = {}
         self.num_samples = self.num_tokens = 0
@@ -138,7 +139,7 @@ class CorpusWriter:
 
     def _recall(self) -> dict[str, int] | None:
         """Take up what a run with the same settings committed, if there was one; the sizes of its files."""
-        header = json.dumps([self.settings, self.has_ledger]).encode() + b"\n"
+        header = json.dumps([self.settings, self.has_ledger, self.basis]).encode() + b"\n"
         lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.is_file() else []
         records = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]  # else the kill cut it off
         if lines[:1] != [header] or not records:
@@ -213,15 +214,18 @@ class CorpusWriter:
             self._publish()
         elif not self.progress or not (error_type or self.num_samples):
             rejected = self._paths[REJECTED]
+            self._journal.unlink()  # first: it tells of files that must be there
             if not error_type and rejected.stat().st_size:
                 os.replace(rejected, f"{self.prefix}{REJECTED}")
-            for path in (*self._paths.values(), self._journal):
+            for path in self._paths.values():
                 path.unlink(missing_ok=True)
         if not error_type and not self.num_samples:
             raise NoSamplesError(self.prefix, self.counts)
 
     def _publish(self) -> None:
         """Give the files their names. May be repeated after a kill: the journal goes last."""
+        if self._paths[".bin"].is_file():
+            Path(f"{self.prefix}.bin").unlink(missing_ok=True)  # of an earlier run
         if self._paths[".lengths"].is_file():
             write_index(self.prefix, [np.memmap(self._paths[".lengths"], LENGTH, "r")])
             write_counts(f"{self.prefix}.dis", [self.num_samples])
@@ -235,7 +239,7 @@ class CorpusWriter:
                 os.replace(path, f"{self.prefix}{name}")
             elif path.is_file():
                 path.unlink()
-                Path(f"{self.prefix}{name}").unlink(missing_ok=True)  # of an earlier run
+                Path(f"{self.prefix}{name}").unlink(missing_ok=True)
         self._paths[".lengths"].unlink(missing_ok=True)
         self._journal.unlink()
 
@@ -256,10 +260,12 @@ def write_index(prefix: str, lengths: Sequence[np.ndarray]) -> None:
 def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str) -> "Corpus":
     """Join corpora; samples of one data type lie together, types in ascending order.
 
-    Raises ValueError when the corpora weren't made with one tokenizer.
+    Raises ValueError when the corpora weren't made with one tokenizer, or the new one would take the place of one.
     """
     if len(prefixes) != len(types):
         raise ValueError(f"{len(prefixes)} corpora but {len(types)} types; give one type number for each corpus")
+    if Path(new_prefix).resolve() in [Path(prefix).resolve() for prefix in prefixes]:
+        raise ValueError(f"{new_prefix}: is one of the corpora to join; name another for the result")
     corpora = [Corpus(prefix) for prefix in prefixes]
     for corpus in corpora[1:]:
         for key in ("dtype", "tokenizer_sha256"):
@@ -268,8 +274,40 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
                     f"{corpus.prefix}: made with another tokenizer than {corpora[0].prefix} ({key} differs); "
                     "write both with the same --tokenizer_path"
                 )
-    order = sorted(range(len(corpora)), key=lambda i: types[i])
     require_space(Path(new_prefix).parent, sum(corpus.tokens.nbytes + 40 * len(corpus) for corpus in corpora))
+    with locked(new_prefix), unfinished(new_prefix) as partial:
+        write_joined(corpora, types, partial)
+        publish(partial, new_prefix)
+    return Corpus(new_prefix)
+
+
+@contextmanager
+def unfinished(prefix: str) -> Iterator[str]:
+    """A prefix for files that are gone afterwards, unless they were published; those of a killed run go first."""
+    partial = f"{prefix}.unfinished"
+    try:
+        remove_files(partial)
+        yield partial
+    finally:
+        remove_files(partial)
+
+
+def remove_files(prefix: str) -> None:
+    for suffix in SUFFIXES:
+        Path(prefix + suffix).unlink(missing_ok=True)
+
+
+def publish(prefix: str, new_prefix: str) -> None:
+    """Give a corpus another name; at no time can a mixture with an earlier one of that name be opened."""
+    remove_files(new_prefix)
+    for suffix in SUFFIXES:
+        if Path(prefix + suffix).is_file():
+            sync(Path(prefix + suffix))
+            os.replace(prefix + suffix, new_prefix + suffix)
+
+
+def write_joined(corpora: Sequence["Corpus"], types: Sequence[int], new_prefix: str) -> None:
+    order = sorted(range(len(corpora)), key=lambda i: types[i])
     with replacing(f"{new_prefix}.bin") as partial, partial.open("wb") as merged:
         for i in order:
             with open(f"{corpora[i].prefix}.bin", "rb") as tokens:
@@ -296,14 +334,12 @@ def merge_corpora(prefixes: Sequence[str], types: Sequence[int], new_prefix: str
             "knowlm": __version__,
         },
     )
-    return Corpus(new_prefix)
 
 
 def merge_ledgers(corpora: Sequence["Corpus"], new_prefix: str) -> None:
     """Join the ledgers, if every corpus has one; sources are numbered through."""
     ledgers = [corpus.ledger for corpus in corpora if corpus.ledger is not None]
     if len(ledgers) < len(corpora):
-        Path(f"{new_prefix}.ledger").unlink(missing_ok=True)
         return
     with replacing(f"{new_prefix}.ledger") as partial, partial.open("wb") as merged:
         sources = 0

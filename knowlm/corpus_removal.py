@@ -1,9 +1,8 @@
 """Write a corpus without some of its samples, and prove that nothing of them is left."""
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,10 +10,8 @@ import numpy as np
 
 from knowlm import __version__
 from knowlm.copies import contents, find_copies, in_groups, places_between
-from knowlm.corpus import BLOCK, Corpus, write_counts, write_index
-from knowlm.files import replacing, require_file, require_space, sync, write_json
-
-SUFFIXES = (".idx", ".dis", ".tmp", ".json", ".ledger", ".bin")
+from knowlm.corpus import BLOCK, Corpus, publish, unfinished, write_counts, write_index
+from knowlm.files import replacing, require_file, require_space, write_json
 
 
 def parse_ranges(texts: Iterable[str], flag: str) -> Iterator[tuple[int, int]]:
@@ -85,7 +82,7 @@ def remove_samples(
     while True:
         if not kept.any():
             raise ValueError(f"{new_prefix}: no sample would be left")
-        with unpublished(new_prefix) as prefix:
+        with unfinished(new_prefix) as prefix:
             new = write_without(corpus, kept, prefix)
             check_kept(corpus, kept, new, documents)
             found, sizes = find_copies(corpus, numbers, new, width)
@@ -107,26 +104,6 @@ def described(corpus: Corpus, numbers: Sequence[int]) -> Iterator[str]:
     for number in numbers:
         origin = corpus.origin(number)
         yield f"{number} ({origin[0]}:{origin[1]})" if origin else str(number)
-
-
-@contextmanager
-def unpublished(prefix: str) -> Iterator[str]:
-    """A prefix for files that are gone afterwards, unless they were published."""
-    partial = f"{prefix}.unproven"
-    try:
-        yield partial
-    finally:
-        for suffix in SUFFIXES:
-            Path(partial + suffix).unlink(missing_ok=True)
-
-
-def publish(prefix: str, new_prefix: str) -> None:
-    for suffix in SUFFIXES:
-        if Path(prefix + suffix).is_file():
-            sync(Path(prefix + suffix))
-            os.replace(prefix + suffix, new_prefix + suffix)
-        else:
-            Path(new_prefix + suffix).unlink(missing_ok=True)  # of an earlier run
 
 
 def write_without(corpus: Corpus, kept: np.ndarray, new_prefix: str) -> Corpus:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import sys
 from collections import Counter, deque
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from knowlm.cli import end_with_parent
 from knowlm.corpus import BLOCK, REJECTED, Corpus, CorpusWriter, NoSamplesError
 from knowlm.corpus_builder import EncodedChunk, Recipe, encode_chunk
-from knowlm.files import read_json, write_json
+from knowlm.files import locked, read_json, write_json
 from knowlm.sentences import sentence_ends
 from knowlm.sources import Chunk, looks_like_json, read_chunks
 from knowlm.tokenization import CorpusTokenizer
@@ -58,7 +59,11 @@ class Work:
 def build_corpus(work: Work, prefix: str, tokenizer: CorpusTokenizer, num_workers: int) -> dict[str, Counter]:
     """Write the corpus ``prefix``, going on where a killed run with the same settings stopped; counts by source."""
     sources = work.sources
-    with CorpusWriter(prefix, work.settings(tokenizer), work.has_ledger) as corpus:
+    changed = [source.stat().st_mtime_ns for source in sources]
+    with (
+        locked(f"{prefix}.journal"),
+        CorpusWriter(prefix, work.settings(tokenizer), work.has_ledger, changed) as corpus,
+    ):
         if corpus.progress:
             print(f"{prefix}: going on behind {corpus.num_samples} samples", file=sys.stderr)
         counts = {str(sources[past["source"]]): Counter(past["counts"]) for past in corpus.progress}
@@ -101,7 +106,7 @@ def encode_all(
     _ = tokenizer.engine
     if recipe.do_split_sentences and recipe.language != "chinese":
         sentence_ends("It rains.", "english")
-    with ProcessPoolExecutor(num_workers, get_context("fork"), start_worker, (tokenizer, recipe)) as pool:
+    with ProcessPoolExecutor(num_workers, get_context("fork"), start_worker, (os.getpid(), tokenizer, recipe)) as pool:
         waiting: deque[Future] = deque()
         try:
             for chunk in chunks:
@@ -123,9 +128,9 @@ worker_tokenizer: CorpusTokenizer  # of a worker process
 worker_recipe: Recipe
 
 
-def start_worker(*shared) -> None:
+def start_worker(parent: int, *shared) -> None:
     global worker_tokenizer, worker_recipe
-    end_with_parent()
+    end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the pool ends its workers so
     worker_tokenizer, worker_recipe = shared
 
@@ -163,7 +168,10 @@ class JoinParts:
 
     def __call__(self, data=None, rank: int = 0, world_size: int = 1) -> None:
         settings = self.work.settings(CorpusTokenizer(self.work.tokenizer_path))
-        with CorpusWriter(self.prefix, settings, self.work.has_ledger) as corpus:
+        with (
+            locked(f"{self.prefix}.journal"),
+            CorpusWriter(self.prefix, settings, self.work.has_ledger, [self.folder.name]) as corpus,
+        ):
             counts = {path: Counter(found) for past in corpus.progress for path, found in past["counts"].items()}
             for number in range(len(corpus.progress), len(self.shares)):
                 part = part_prefix(self.folder, number)

@@ -47,7 +47,7 @@ NEAR = MinhashConfig(hash_config=HashConfig(hash_fc="sha1"))  # datatrove's use 
 
 
 def deduplication_stages(folder: Path, sources: list[Source], tasks: int, exact: bool, near: bool) -> list[Stage]:
-    """From OUTPUT_DIR/work/judged to OUTPUT_DIR/documents."""
+    """From OUTPUT_DIR/work/judged to OUTPUT_DIR/work/documents."""
     work, stages = folder / "work", []
     hashes, equal, signatures, similar, clusters = (
         str(work / name) for name in ("hashes", "equal", "signatures", "similar", "clusters")
@@ -70,7 +70,7 @@ def deduplication_stages(folder: Path, sources: list[Source], tasks: int, exact:
         writer = NearDuplicateWriter(folder, REMOVED, "similar", "near_duplicate")
         writer.sources, writer.originals_path = sources, Path(clusters) / ORIGINALS
         sort_out.append(MinhashDedupFilter(clusters, writer, load_cluster_ids=True, lines_to_buffer=LINES))
-    return [*stages, Stage("7_sort_out", [*sort_out, CountingWriter(folder, "documents", "kept")], tasks)]
+    return [*stages, Stage("7_sort_out", [*sort_out, CountingWriter(folder, "work/documents", "kept")], tasks)]
 
 
 class DocumentPlaces(PipelineStep):

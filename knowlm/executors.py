@@ -47,14 +47,13 @@ def run_stages(stages: Sequence[Stage], args: argparse.Namespace, logging_dir: P
         return not submit(stages, args, logging_dir)
     for stage in stages:
         common: dict[str, Any] = {
-            "pipeline": stage.pipeline,
             "tasks": stage.tasks,
             "logging_dir": str(logging_dir / stage.name),
         }
         if args.executor == "local":
-            LocalExecutor(**common, workers=args.num_workers or 1).run()
+            LocalExecutor(stage.pipeline, **common, workers=args.num_workers or 1).run()
         else:
-            run_on_ray(RayPipelineExecutor(**common, **cluster_settings(args)))
+            run_on_ray(RayPipelineExecutor(here(stage.pipeline), **common, **cluster_settings(args)))
     return True
 
 
@@ -68,7 +67,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         self.save_executor_as_json()
         workers = min(self.workers, len(ranks))
-        with ProcessPoolExecutor(workers, get_context("fork"), start_worker, (self,)) as pool:
+        with ProcessPoolExecutor(workers, get_context("fork"), start_worker, (self, os.getpid())) as pool:
             futures = [pool.submit(run_task, rank) for rank in ranks]
             try:
                 for future in tqdm(as_completed(futures), name, len(ranks), unit="task", disable=None):
@@ -90,9 +89,9 @@ class LocalExecutor(LocalPipelineExecutor):
 worker_executor: LocalExecutor  # of a worker process
 
 
-def start_worker(executor: LocalExecutor) -> None:
+def start_worker(executor: LocalExecutor, parent: int) -> None:
     global worker_executor
-    end_with_parent()
+    end_with_parent(parent)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # duplicates are sought in the files of all tasks at once
@@ -118,6 +117,21 @@ def cluster_settings(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def here(pipeline: list) -> list:
+    """The pipeline for other machines: relative paths mean there what they mean here."""
+    return [EnterFolder(Path.cwd()), *pipeline]
+
+
+@dataclass
+class EnterFolder:
+    """A datatrove step."""
+
+    folder: Path
+
+    def __call__(self, data: Any = None, rank: int = 0, world_size: int = 1) -> None:
+        os.chdir(self.folder)
+
+
 class SlurmExecutor(SlurmPipelineExecutor):
     def launch_merge_stats(self) -> None:
         """Leave out datatrove's extra job for each stage: nobody reads its summary."""
@@ -131,7 +145,7 @@ def submit(stages: Sequence[Stage], args: argparse.Namespace, logging_dir: Path)
     programs, last, jobs = Path(sys.executable).parent, None, []
     for stage in stages:
         last = SlurmExecutor(
-            stage.pipeline,
+            here(stage.pipeline),
             tasks=stage.tasks,
             tasks_per_job=-(-stage.tasks // MOST_JOBS),  # one array: the next stage waits for all of it
             time=args.time,

@@ -1,5 +1,6 @@
-"""Files that are whole or absent: write to a temporary name, fsync, rename."""
+"""Files that are whole or absent: write to a temporary name, fsync, rename; and one writer at a time."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -46,6 +47,31 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextmanager
+def locked(output: str | Path) -> Iterator[None]:
+    """Keep every other process out of such a block for ``output``: it gets an OSError.
+
+    Holds OUTPUT.lock, which the kernel frees when this process and all it forked are gone; after a kill the file stays,
+    and doesn't matter. Where the disk knows no locks, nothing is kept out.
+    """
+    path = Path(f"{Path(output).absolute()}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.fstat(file.fileno()).st_nlink > 0  # else its owner ended just now
+        except BlockingIOError:
+            is_ours = False
+        except OSError:
+            is_ours = True
+        if not is_ours:
+            raise OSError(f"{output}: another command is writing it; wait for its end, or name another output")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def require_new(folder: str | Path) -> None:

@@ -6,8 +6,8 @@
     python pretrain/preprocess.py --mode write --file_path './clean/documents/*.jsonl' ...
 
 Input: as for preprocess.py. Output: OUTPUT_DIR/documents/*.jsonl, which preprocess.py reads; removed/REASON/*.jsonl;
-rejected/*.jsonl, lines that can't be read; report.md, .json and .png: what was removed and why, with examples; they
-come last, when all is whole.
+rejected/*.jsonl, lines that can't be read; report.md, .json and .png: what was removed and why, with examples; these
+and documents/ come last, when all is whole.
 A document that is kept is unchanged. A killed run goes on when its command is repeated; the result is the same,
 whatever the number of workers. While it runs it needs room for the text twice.
 
@@ -51,7 +51,7 @@ from knowlm.corpus_builder import Recipe
 from knowlm.deduplication import MOST_TASKS, deduplication_stages
 from knowlm.executor_flags import add_executor_flags, check_executor_flags
 from knowlm.executors import Stage, run_stages
-from knowlm.files import read_json, require_new, require_space, write_json
+from knowlm.files import locked, read_json, require_new, require_space, write_json
 from knowlm.quality import HarmfulWords
 from knowlm.sources import find_sources
 
@@ -67,12 +67,16 @@ def main() -> None:
     harmful = None if "harmful" in args.skip else HarmfulWords(args.word_lists)
     tasks = args.tasks or count_tasks(sources)
     settings = settings_of(args, sources, tasks, harmful)
-    take_folder(folder, settings)
-    if not (folder / "report.json").exists():
-        require_space(folder, 2 * sum(Path(source.path).stat().st_size for source in sources))
-    logger.remove()  # datatrove warns of what doesn't matter here; its own files have it all
-    stages = stages_of(args, folder.absolute(), sources, tasks, harmful, settings)
-    if run_stages(stages, args, folder.absolute() / "work" / "logs"):
+    if folder.is_file():
+        require_new(folder)
+    with locked(folder / "work"):
+        take_folder(folder, settings)
+        if not (folder / "report.json").exists():
+            require_space(folder, 2 * sum(Path(source.path).stat().st_size for source in sources))
+        logger.remove()  # datatrove warns of what doesn't matter here; its own files have it all
+        stages = stages_of(args, folder.absolute(), sources, tasks, harmful, settings)
+        is_done = run_stages(stages, args, folder.absolute() / "work" / "logs")
+    if is_done:
         print(summarize(folder))
     else:
         print(f"{folder}: jobs are submitted, squeue shows them; this command, repeated, goes on or tells the result")
@@ -159,7 +163,7 @@ def take_folder(folder: Path, settings: dict) -> None:
             raise ValueError(
                 f"{folder}: was begun with another {', '.join(other)}; repeat that command or name another --output_dir"
             )
-    elif folder.is_file() or {found.name for found in folder.rglob("*")} - {"work", "settings.json.partial"}:
+    elif {found.name for found in folder.rglob("*")} - {"work", "work.lock", "settings.json.partial"}:
         require_new(folder)
     write_json(path, settings)
 

@@ -14,7 +14,7 @@ Input: one document a line, plain text or JSON, also .gz, .zst and .parquet. Out
 .ledger (see knowlm/corpus.py) and PREFIX.rejected.jsonl, if lines had to be left out. A document is encoded as a whole,
 cut at ends of sentences, and packed greedily into samples of --seq_length tokens. A killed run goes on when its command
 is repeated; the result is the same, whatever the number of workers. --tasks N builds so many parts and joins them;
---executor spreads them over a cluster (name files by absolute paths then): again the same corpus.
+--executor spreads them over a cluster: again the same corpus.
 """
 
 import argparse
@@ -34,7 +34,7 @@ from knowlm.corpus_builder import Recipe
 from knowlm.corpus_removal import remove_samples, samples_of_numbers
 from knowlm.corpus_tasks import Work, build_corpus, stages_of
 from knowlm.executor_flags import add_executor_flags, check_executor_flags
-from knowlm.files import replacing
+from knowlm.files import locked, replacing
 from knowlm.sources import find_sources
 from knowlm.tokenization import CorpusTokenizer
 
@@ -145,22 +145,30 @@ def write(args: argparse.Namespace) -> None:
     sources, prefix = find_sources(args.file_path), str(Path(args.save_path) / args.save_prefix)
     tokenizer, recipe = CorpusTokenizer(args.tokenizer_path), recipe_of(args)
     work = Work(sources, args.input_format, args.tokenizer_path, recipe, args.strict, not args.no_ledger)
-    if args.executor == "local" and args.tasks is None:
-        counts = build_corpus(work, prefix, tokenizer, args.num_workers or 1)
-    else:
-        from knowlm.executors import run_stages
-
-        folder = Path(f"{prefix}.tasks-{work.digest(args.tasks)}").absolute()
-        if not run_stages(stages_of(work, prefix, folder, args.tasks), args, folder / "logs"):
+    with locked(prefix):
+        if args.executor == "local" and args.tasks is None:
+            counts = build_corpus(work, prefix, tokenizer, args.num_workers or 1)
+        elif (counts := build_in_tasks(work, prefix, args)) is None:
             print(
                 f"{prefix}: jobs are submitted, squeue shows them; this command, repeated, goes on or tells the result"
             )
             return
-        counts = {path: Counter(found) for path, found in Corpus(prefix).settings["counts"].items()}
-        shutil.rmtree(folder)
     of_all: Counter[str] = sum(counts.values(), Counter())
     rejected = f", see {prefix}{REJECTED}" if of_all["rejected lines"] else ""
     print(f"{prefix}: {summary(of_all)}{rejected}; encoded by {tokenizer.engine}")
+
+
+def build_in_tasks(work: Work, prefix: str, args: argparse.Namespace) -> dict[str, Counter] | None:
+    """Counts by source, or None while it is only handed to Slurm."""
+    from knowlm.executors import run_stages
+
+    folder = Path(f"{prefix}.tasks-{work.digest(args.tasks)}").absolute()
+    if not run_stages(stages_of(work, prefix, folder, args.tasks), args, folder / "logs"):
+        return None
+    counts = {path: Counter(found) for path, found in Corpus(prefix).settings["counts"].items()}
+    (folder / "logs").rename(folder / "done")  # at once: the logs tell of parts that must be there
+    shutil.rmtree(folder)
+    return counts
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -257,9 +265,10 @@ def remove(args: argparse.Namespace) -> None:
     if Path(args.new_path_prefix).absolute() == Path(args.read_path_prefix).absolute():
         raise ValueError(f"--new_path_prefix {args.new_path_prefix}: is the corpus itself; name another")
     numbers = samples_of_numbers(old, args.remove_samples, "--remove_samples")
-    new, copies = remove_samples(
-        old, numbers, args.remove_documents, args.new_path_prefix, args.proof_tokens, args.remove_copies
-    )
+    with locked(args.new_path_prefix):
+        new, copies = remove_samples(
+            old, numbers, args.remove_documents, args.new_path_prefix, args.proof_tokens, args.remove_copies
+        )
     also = f" ({len(copies)} of them for holding text of the others)" if len(copies) else ""
     print(
         f"{args.new_path_prefix}: {len(new)} samples, {len(new.tokens)} tokens; removed {len(old) - len(new)} samples"

@@ -48,7 +48,7 @@ def test_strict_tasks_stop_at_a_bad_line(run_script, sources, tiny_llama, tmp_pa
 @pytest.mark.slow
 def test_a_killed_worker_of_two_loses_no_task(run_script, sources, tiny_llama, tmp_path):
     for path in tmp_path.glob("*.jsonl"):
-        path.write_bytes(path.read_bytes() * 4000)
+        path.write_bytes(path.read_bytes() * 1000)
     flags = [*FLAGS, "--tasks", 5, "--num_workers", 2]
     arguments = [sys.executable, *map(str, command(sources, tiny_llama, tmp_path / "parts", *flags))]
     process = subprocess.Popen(arguments, cwd=REPOSITORY, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
@@ -64,16 +64,33 @@ def test_a_killed_worker_of_two_loses_no_task(run_script, sources, tiny_llama, t
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "alone")
 
 
+@pytest.fixture
+def relative(sources, tiny_llama, tmp_path):
+    """``relative(folder, *flags)``: the command, with paths that mean something in ``tmp_path`` alone."""
+    tokenizer = os.path.relpath(tiny_llama, tmp_path)
+    return lambda folder, *flags: command(sources.name, tokenizer, folder, *FLAGS, *flags)
+
+
 @pytest.mark.slow
-def test_slurm_builds_the_same_corpus(run_script, sources, tiny_llama, tmp_path):
+def test_slurm_builds_the_same_corpus(run_script, relative, tmp_path):
     (tmp_path / "bin").mkdir()
     for name, script in {"sbatch": SBATCH, "scontrol": "#!/bin/sh\necho localhost\n"}.items():
         (tmp_path / "bin" / name).write_text(script)
         (tmp_path / "bin" / name).chmod(0o700)
     environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "SBATCH_LOG": str(tmp_path / "jobs")}
-    slurm = command(sources, tiny_llama, tmp_path / "parts", *FLAGS, "--executor", "slurm", "--partition", "cpu")
+    slurm = relative("parts", "--executor", "slurm", "--partition", "cpu")
     for words in ("jobs are submitted", "samples"):  # the repeated command tells the result
         result = run_script(*slurm, env=environment)
         assert result.returncode == 0 and words in result.stdout, result.stderr
-    assert run_script(*command(sources, tiny_llama, tmp_path / "alone", *FLAGS)).returncode == 0
+    assert run_script(*relative("alone")).returncode == 0
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_ray_builds_the_same_corpus(run_script, relative, tmp_path):
+    pytest.importorskip("ray")
+    flags = ["--tasks", 2, "--executor", "ray", "--mem_per_cpu_gb", 1]
+    result = run_script(*relative("parts", *flags), timeout=500)
+    assert result.returncode == 0, result.stderr
+    assert run_script(*relative("alone")).returncode == 0
     assert files_of(tmp_path / "parts") == files_of(tmp_path / "alone")

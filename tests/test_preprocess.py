@@ -191,31 +191,6 @@ def test_nothing_is_lost_whatever_the_text(sentencepiece_model, texts, seq_lengt
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_same_bytes(source, tiny_llama, tmp_path, run_script):
-    source.write_bytes(source.read_bytes() * 20_000)  # several chunks
-    write(run_script, source, tiny_llama, tmp_path / "whole", "--seq_length", 24)
-    flags = ["--seq_length", 24, "--num_workers", 2]
-    interrupted = [sys.executable, *map(str, command(source, tiny_llama, tmp_path / "cut", *flags))]
-    journal, commits = tmp_path / "cut/out.journal", 0
-    for _ in range(2):  # killed twice, behind some commit each time
-        process = subprocess.Popen(interrupted, cwd=REPOSITORY, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        while process.poll() is None and (not journal.is_file() or journal.read_bytes().count(b"\n") < commits + 2):
-            time.sleep(0.01)
-        assert process.poll() is None, "it ended before it was killed"
-        workers = psutil.Process(process.pid).children()
-        process.kill()
-        process.wait()
-        assert [w for w in psutil.wait_procs(workers, timeout=10)[1] if w.status() != psutil.STATUS_ZOMBIE] == []
-        commits = journal.read_bytes().count(b"\n")
-        assert not (tmp_path / "cut/out.bin").exists()
-    _, result = write(run_script, source, tiny_llama, tmp_path / "cut", "--seq_length", 24)
-    assert "going on behind" in result.stderr
-    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
-    assert {"out.bin", "out.idx", "out.dis", "out.tmp", "out.json", "out.ledger"} == set(files)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "cut").iterdir()} == files
-
-
-@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_next_run_goes_on(source, tiny_llama, tmp_path, run_script):
     source.write_bytes(source.read_bytes() * 20_000)
     write(run_script, source, tiny_llama, tmp_path / "whole")

@@ -120,7 +120,7 @@ def test_a_removed_document_is_gone_and_all_else_is_as_it_was(run_script, tmp_pa
     assert [new.origin(i) for i in range(len(new))] == [old.origin(i) for i in kept]
     assert new.type_counts == [2, 1] and read_counts(tmp_path / "new.tmp") == [0, 0, 2, 1]
     assert "removed 6 samples, 444 tokens; no run of 50 tokens of them is left" in result.stdout.splitlines()[-1]
-    assert not list(tmp_path.glob("*unproven*")) and not list(tmp_path.glob("*partial*"))
+    assert not list(tmp_path.glob("*unfinished*")) and not list(tmp_path.glob("*partial*"))
 
 
 def test_nothing_is_written_while_a_copy_is_left(run_script, tmp_path):

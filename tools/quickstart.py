@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -153,9 +154,8 @@ def do_step(step: Step, number: str, out: Path, fingerprint: str) -> None:
 
 def run_command(command: list[str]) -> int:
     """Run a script; returns its peak memory in bytes. A failure ends the quickstart with the script's own message."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / command[0]), *command[1:]], cwd=ROOT, preexec_fn=end_with_parent
-    )
+    arguments = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    process = subprocess.Popen(arguments, cwd=ROOT, preexec_fn=partial(end_with_parent, os.getpid()))
     try:
         _, status, usage = os.wait4(process.pid, 0)
     except BaseException:
