@@ -7,6 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from knowlm import __version__
 from knowlm.checkpoints import BEHIND, DTYPE_NAMES, Spec, as_bytes
 from knowlm.checksums import hash_file
-from knowlm.files import read_json, require_new, require_space, sync, write_json, write_text
+from knowlm.files import locked, read_json, require_new, require_space, sync, write_json, write_text
 from knowlm.manifest import MANIFEST, write_manifest
 
 SHARD_BYTES = 2 * 10**9
@@ -97,6 +98,13 @@ class CheckpointWriter:
         return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, 1)}
 
     def __enter__(self) -> "CheckpointWriter":
+        with ExitStack() as stack:
+            stack.enter_context(locked(self.path))
+            self._begin()
+            self._stack = stack.pop_all()  # until the end of the ``with`` block
+        return self
+
+    def _begin(self) -> None:
         require_new(self.path)
         self._recall()
         self.missing = [name for file, names in self.shards.items() if file not in self.files for name in names]
@@ -107,7 +115,6 @@ class CheckpointWriter:
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         self._open: dict[str, Shard] = {}  # one at most
         self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
-        return self
 
     def _recall(self) -> None:
         """Take up the shards that a run of the same job finished."""
@@ -169,16 +176,17 @@ class CheckpointWriter:
                 os.fsync(journal.fileno())
 
     def __exit__(self, error_type, *_) -> None:
-        try:
+        with self._stack:
+            try:
+                if not error_type:
+                    self.wait()
+            finally:
+                self._thread.shutdown(cancel_futures=True)
+                self._bar.close()
             if not error_type:
-                self.wait()
-        finally:
-            self._thread.shutdown(cancel_futures=True)
-            self._bar.close()
-        if not error_type:
-            self._publish()
-        elif issubclass(error_type, ValueError):  # what is there came of the wrong input
-            shutil.rmtree(self._work, ignore_errors=True)
+                self._publish()
+            elif issubclass(error_type, ValueError):  # what is there came of the wrong input
+                shutil.rmtree(self._work, ignore_errors=True)
 
     def _publish(self) -> None:
         if len(self.shards) > 1:

@@ -134,12 +134,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         stored = self.find(name)
         return stored.dtype, stored.shape
 
-    def pieces(self, names: Iterable[str]) -> Iterator[Piece]:
-        """The rows of the tensors in order, read ahead by a thread of their own."""
-        return read_ahead(self._pieces(list(names)))
+    def pieces(self, names: Iterable[str], together: int = 1) -> Iterator[Piece]:
+        """The rows of the tensors in order, read ahead by a thread of their own; ``together`` rows aren't separated."""
+        return read_ahead(self._pieces(list(names), together))
 
-    def _pieces(self, names: list[str]) -> Iterator[Piece]:
-        plans = {name: (self.find(name), rows_at_once(self.find(name).shape)) for name in names}
+    def _pieces(self, names: list[str], together: int) -> Iterator[Piece]:
+        plans = {name: (self.find(name), rows_at_once(self.find(name).shape, together)) for name in names}
         sizes = [rows * row_bytes(stored) for stored, rows in plans.values()]
         ring = [torch.empty(max(sizes, default=0), dtype=torch.uint8) for _ in range(AHEAD + 1 + BEHIND)]
         number = 0
@@ -223,9 +223,10 @@ def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def rows_at_once(shape: tuple[int, ...]) -> int:
-    """The same for one shape in any dtype, so that two models' pieces fit together."""
-    return max(1, PIECE // max(torch.Size(shape[1:]).numel(), 1))
+def rows_at_once(shape: tuple[int, ...], together: int = 1) -> int:
+    """A multiple of ``together``; the same for one shape in any dtype, so that two models' pieces fit together."""
+    rows = PIECE // max(torch.Size(shape[1:]).numel(), 1)
+    return max(rows // together, 1) * together
 
 
 def row_bytes(stored: Stored) -> int:

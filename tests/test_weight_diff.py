@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from blake3 import blake3
-from conftest import REPOSITORY
+from conftest import REPOSITORY, peak_memory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -345,3 +345,14 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(pair, tmp_path, adapter
         expected = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
         assert {file.name: file.read_bytes() for file in out.iterdir()} == expected
         assert not Path(f"{out}.partial").exists()
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_model(tmp_path):
+    weights = {"a.weight": torch.ones(40_000, 4096)}  # 655 MB in one tensor, as large as any of a 13B model
+    raw, tuned = (save(tmp_path / name, weights, form) for name, form in (("raw", "bin"), ("tuned", "safetensors")))
+    del weights
+    make_diff = ["make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", tmp_path / "diff", "--exact"]
+    recover = ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"]
+    for command in (make_diff, recover):
+        assert peak_memory("tools/weight_diff.py", *command) < 400_000_000

@@ -175,7 +175,7 @@ def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict],
     tensors = [shard[meta] for shard in (shards[:1] if dim is None else shards)]
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}.get(meta.split(".")[-2])
     size = shape[0] // heads if heads else 1  # of what stays together
-    step = -(-rows_at_once(shape) // size) * size
+    step = rows_at_once(shape, size)
     for side_by_side in [tensors] if dim == 1 else [[tensor] for tensor in tensors]:
         for first in range(0, len(side_by_side[0]), step):
             rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1).to(torch.float16)

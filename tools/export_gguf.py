@@ -20,7 +20,6 @@ from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import replacing, require_new, require_space, write_text
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}  # llama.cpp's file types
-NUMBERS_AT_ONCE = 1 << 23
 MOST_CONTEXT = 8192  # of the Modelfile: Ollama sets memory aside for all of it
 
 
@@ -198,15 +197,11 @@ def rows_of(checkpoint, name: str, config):
 
     Rotary: llama.cpp turns neighbouring rows of a query's or key's head together, Hugging Face rows half a head apart.
     """
-    import torch
-
-    tensor = checkpoint[name]
-    order = torch.arange(len(tensor))
-    if {"q_proj", "k_proj"} & set(name.split(".")):
-        order = order.view(-1, 2, config.head_dim // 2).transpose(1, 2).flatten()
-    step = max(1, NUMBERS_AT_ONCE * len(tensor) // tensor.numel())
-    for start in range(0, len(tensor), step):
-        yield tensor[order[start : start + step]]
+    turned = {"q_proj", "k_proj"} & set(name.split("."))
+    for piece in checkpoint.pieces([name], config.head_dim if turned else 1):
+        rows, shape = piece.rows, piece.rows.shape
+        heads = rows.view(-1, 2, config.head_dim // 2, *shape[1:]) if turned else rows
+        yield heads.transpose(1, 2).reshape(shape) if turned else rows
 
 
 def encode(rows, stored):
