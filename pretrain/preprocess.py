@@ -166,7 +166,7 @@ def build_in_tasks(work: Work, prefix: str, args: argparse.Namespace) -> dict[st
     if not run_stages(stages_of(work, prefix, folder, args.tasks), args, folder / "logs"):
         return None
     counts = {path: Counter(found) for path, found in Corpus(prefix).settings["counts"].items()}
-    (folder / "logs").rename(folder / "done")  # at once: the logs tell of parts that must be there
+    shutil.rmtree(folder / "logs" / "build")  # first: it tells of parts that must be there
     shutil.rmtree(folder)
     return counts
 
