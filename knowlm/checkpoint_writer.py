@@ -36,9 +36,12 @@ class Shard:
 
     def write(self, content: memoryview) -> None:
         self._hasher.update(content)
-        while content:
-            count = self._file.write(content)
-            content, self._written = content[count:], self._written + count
+        try:
+            while content:
+                count = self._file.write(content)
+                content, self._written = content[count:], self._written + count
+        except OSError as error:
+            raise OSError(f"{self.path}: {error.strerror}; mend that, then repeat the command: it goes on") from None
         if self._written - self._flushed >= FLUSH_BYTES:  # so that the fsync at the end has little to wait for
             os.posix_fadvise(self._file.fileno(), self._flushed, self._written - self._flushed, os.POSIX_FADV_DONTNEED)
             self._flushed = self._written
@@ -109,7 +112,12 @@ class CheckpointWriter:
         self._recall()
         self.missing = [name for file, names in self.shards.items() if file not in self.files for name in names]
         needed = sum(size_of(self.specs[name]) for name in self.missing)
-        require_space(self.path, needed)
+        try:
+            require_space(self.path, needed)
+        except OSError:
+            if not self.files:
+                shutil.rmtree(self._work)
+            raise
         self._waiting: deque[Future] = deque()
         self._thread = ThreadPoolExecutor(1)
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
