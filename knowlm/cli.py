@@ -31,6 +31,8 @@ def run(main: Callable[[], Any]) -> None:
         if os.environ.get("KNOWLM_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.filename and error.strerror:
+            message = f"{error.filename}: {error.strerror.lower()}; name another path"
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

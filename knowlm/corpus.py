@@ -14,15 +14,19 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from knowlm import __version__
+from knowlm.checksums import hash_file
 from knowlm.files import locked, replacing, require_file, require_space, sync, write_json, write_text
 
 START = np.dtype("<u8")  # where a sample starts in .bin, in tokens, not bytes
@@ -88,6 +92,12 @@ class Corpus:
         source, document, start, stop = self.ledger[sample].tolist()
         return self.settings["sources"][source]["path"], document, start, stop
 
+    @cached_property
+    def digest(self) -> str:
+        """BLAKE3 of index and sidecar: no other corpus, nor one of the same samples in another order, has it."""
+        files = [Path(f"{self.prefix}{suffix}") for suffix in (".idx", ".json")]
+        return " ".join(hash_file(file, "blake3") for file in files if file.is_file())
+
     def __len__(self) -> int:
         return len(self.starts)
 
@@ -100,9 +110,14 @@ class NoSamplesError(ValueError):
     """A corpus would be empty."""
 
     def __init__(self, prefix: str, counts: dict):
-        super().__init__(
-            f"{prefix}: no sample is left to write; look at the input, {prefix}{REJECTED} and --min_sample_tokens"
-        )
+        of_all: Counter[str] = sum(map(Counter, counts.values()), Counter())
+        reason = "the input holds no text"
+        if of_all["documents"]:
+            reason = f"all {of_all['short samples']} samples have --min_sample_tokens or fewer"
+        elif of_all["rejected lines"]:
+            with open(f"{prefix}{REJECTED}", encoding="utf-8") as lines:
+                reason = f"see {prefix}{REJECTED}, which begins with: {json.loads(lines.readline())['reason']}"
+        super().__init__(f"{prefix}: no sample is left to write; {reason}")
         self.counts = counts
 
 
@@ -142,6 +157,8 @@ class CorpusWriter:
         header = json.dumps([self.settings, self.has_ledger, self.basis]).encode() + b"\n"
         lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.is_file() else []
         records = [json.loads(line) for line in lines[1:] if line.endswith(b"\n")]  # else the kill cut it off
+        if records and lines[:1] != [header]:
+            print(f"{self.prefix}: beginning anew; what was unfinished had other settings or input", file=sys.stderr)
         if lines[:1] != [header] or not records:
             write_text(self._journal, header.decode())
             return None

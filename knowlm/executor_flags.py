@@ -6,7 +6,8 @@ import shutil
 from argparse import ArgumentParser
 
 
-def add_executor_flags(parser: ArgumentParser) -> None:
+def add_executor_flags(parser: ArgumentParser, tasks: str) -> None:
+    """tasks: the help of ``--tasks``."""
     group = parser.add_argument_group("where to run")
     group.add_argument(
         "--executor",
@@ -14,7 +15,7 @@ def add_executor_flags(parser: ArgumentParser) -> None:
         default="local",
         help="this machine, a Slurm cluster, or a Ray cluster (pip install ray); clusters need a shared file system",
     )
-    group.add_argument("--tasks", type=int, help="parts to cut the input into (default: by its size)")
+    group.add_argument("--tasks", type=int, help=tasks)
     group.add_argument(
         "--num_workers", type=int, help="tasks at once (default: 1 here, all on a cluster); the result is the same"
     )

@@ -99,13 +99,13 @@ def quality_filters(language: str, min_words: int, min_sentences: int) -> list[t
             # spaces between its characters, 7 long, so its share of 0.2 is one of 0.35.
             ("gopher_repetition", Repetition(words, ((4, 0.35),), dup_n_grams=((10, 0.15), (14, 0.13), (20, 0.10)))),
             # as FineWeb 2 does (https://arxiv.org/abs/2506.20920): lines are short in Chinese, so that rule is off
-            ("fineweb", FineWebQualityFilter(short_line_thr=1, char_duplicates_ratio=0.1, language=words)),
+            ("fineweb", FineWeb(short_line_thr=1, char_duplicates_ratio=0.1, language=words)),
         ]
     return [
         ("gopher_repetition", Repetition(words)),
         ("gopher_quality", GopherQualityFilter(min_doc_words=min_words, language=words)),
         ("c4", C4(filter_no_terminal_punct=False, min_num_sentences=min_sentences, language=words)),
-        ("fineweb", FineWebQualityFilter(language=words)),
+        ("fineweb", FineWeb(language=words)),
     ]
 
 
@@ -129,6 +129,13 @@ class C4(C4QualityFilter):
         verdict = super().filter(doc)
         doc.text = text
         return verdict
+
+
+class FineWeb(FineWebQualityFilter):
+    """Takes no white space at the end of a line, carriage returns included, for its last character."""
+
+    def filter(self, doc: Document) -> Verdict:
+        return super().filter(Document(re.sub(r"\s+\n", "\n", doc.text), doc.id))
 
 
 class ChineseRules:

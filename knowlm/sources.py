@@ -136,6 +136,8 @@ def looks_like_json(path: Path) -> bool:
     with open_text(path) as text:
         for line in text:
             if line.strip(b"\xef\xbb\xbf \t\r\n"):
+                if path.suffix == ".json" and line.lstrip(b"\xef\xbb\xbf \t").startswith(b"["):
+                    raise ValueError(f"{path}: a JSON list; write it as JSON lines, an object a line: jq -c '.[]'")
                 return bool(re.match(rb'(\xef\xbb\xbf)?\s*\{\s*"', line)) or path.suffix == ".parquet"
     return False
 

@@ -28,13 +28,14 @@ class OrderSettings:
     """Names and meanings are those of the training's flags."""
 
     data_path: str
-    num_samples: int  # in the corpus, to know it again
+    num_samples: int  # in the corpus
     seed: int  # data_seed, if that was given
     world_size: int  # processes that take different samples
     per_device_train_batch_size: int  # samples that a process takes at once
     gradient_accumulation_steps: int
     max_steps: int  # the last step of the run
     from_step: int = 0
+    corpus_blake3: str = ""  # of what Corpus.digest tells, to know the corpus again
     sampler: str = "accelerate"  # or distributed
     train_sampling_strategy: str = "random"
     global_batch_distributed: list[int] | None = None
@@ -182,6 +183,11 @@ def open_orders(entries: Sequence[OrderSettings], corpus: Corpus) -> list[Traini
         for entry, stop in zip(entries, stops, strict=True)
         if entry.data_path == corpus.prefix and entry.num_samples == len(corpus)
     ]
+    if any(order.settings.corpus_blake3 not in ("", corpus.digest) for order in orders):
+        raise ValueError(
+            f"{corpus.prefix}: was written anew since the run took its samples from it; name a copy of the corpus of "
+            "that time with --data_path, or build that one again"
+        )
     if not orders:
         raise ValueError(
             f"{corpus.prefix}: has {len(corpus)} samples, {entries[-1].num_samples} when it was trained on; "

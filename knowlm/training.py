@@ -115,6 +115,8 @@ def draw_loss(history: Sequence[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    if not any(key in entry for entry in history for key in ("loss", "eval_loss")):
+        return
     figure, axes = pyplot.subplots(figsize=(6, 3.5), layout="constrained")
     for key, label, style in (("loss", "training", "-"), ("eval_loss", "held out", "o-")):
         points = [(entry["step"], entry[key]) for entry in history if key in entry]

@@ -116,7 +116,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--text_fields", default="", help="comma-separated JSON fields to join, if not the usual ones")
     parser.add_argument("--text_template", default="", help=r'or a text with fields in it: "{title}\n{content}"')
-    add_executor_flags(parser)
+    add_executor_flags(parser, "parts to cut the input into (default: by its size)")
     args = parser.parse_args()
     args.skip = sorted(name.strip() for name in args.skip.split(",") if name.strip())
     if unknown := set(args.skip) - set(STEPS):
@@ -160,6 +160,7 @@ def take_folder(folder: Path, settings: dict) -> None:
     if path.exists():
         old = read_json(path)
         if other := [name for name in settings if settings[name] != old.get(name)]:
+            other = ["file_path, or changed files" if name == "file_path" else name for name in other]
             raise ValueError(
                 f"{folder}: was begun with another {', '.join(other)}; repeat that command or name another --output_dir"
             )

@@ -19,9 +19,12 @@ is repeated; the result is the same, whatever the number of workers. --tasks N b
 
 import argparse
 import ast
+import glob
+import re
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
@@ -35,7 +38,7 @@ from knowlm.corpus_removal import remove_samples, samples_of_numbers
 from knowlm.corpus_tasks import Work, build_corpus, stages_of
 from knowlm.executor_flags import add_executor_flags, check_executor_flags
 from knowlm.files import locked, replacing
-from knowlm.sources import find_sources
+from knowlm.sources import KNOWN_FIELDS, find_sources
 from knowlm.tokenization import CorpusTokenizer
 
 
@@ -46,6 +49,7 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
+    usual = ", or ".join("+".join(fields) for fields in KNOWN_FIELDS)
     parser.add_argument("--mode", choices=["write", "merge", "read", "stats", "remove"], required=True)
     group = parser.add_argument_group("write")
     group.add_argument("--file_path", nargs="+", help="text files or globs, one document a line, plain or JSON")
@@ -80,14 +84,16 @@ def parse_args() -> argparse.Namespace:
         "--min_sample_tokens", type=int, default=20, help="samples of so many tokens or fewer are dropped (default: 20)"
     )
     group.add_argument("--tokenizer_path", help="tokenizer.model, tokenizer.json, or the folder of a model")
-    group.add_argument("--text_fields", default="", help="comma-separated JSON fields to join, if not the usual ones")
+    group.add_argument(
+        "--text_fields", default="", help=f"comma-separated JSON fields to join, if not the usual ones: {usual}"
+    )
     group.add_argument("--text_template", default="", help=r'or a text with fields in it: "{title}\n{content}"')
     group.add_argument("--save_path", default=".", help="folder for the corpus (default: .)")
     group.add_argument("--save_prefix", help="name of the corpus in that folder")
     group.add_argument("--num_per_doc", type=int, default=-1, help="most samples from one document; -1: all")
     group.add_argument("--strict", action="store_true", help="stop at a line that can't be read")
     group.add_argument("--no-ledger", action="store_true", help="don't keep where samples come from, 28 bytes each")
-    add_executor_flags(parser)
+    add_executor_flags(parser, "parts to share the files out to; a file isn't cut (default: one for each file)")
     group = parser.add_argument_group("merge")
     group.add_argument("--merge_path_prefix", help="list of corpus prefixes: \"['a','b']\"")
     group.add_argument("--merge_path_type", help='list of type numbers, equal for one type of data: "[0,1]"')
@@ -133,6 +139,12 @@ def parse_args() -> argparse.Namespace:
         parser.error("--proof_tokens must be at least 1")
     if not 2 < args.seq_length <= np.iinfo(LENGTH).max:
         parser.error("--seq_length must be 3 to 65535")
+    if args.mode == "write" and args.seq_length <= args.min_sample_tokens:
+        parser.error("--seq_length must be more than --min_sample_tokens: no sample would be kept")
+    if args.num_per_doc == 0:
+        parser.error("--num_per_doc must be 1 or more, or -1 for all")
+    if args.text_template and not re.search(r"\{\w+\}", args.text_template):
+        parser.error(f"--text_template {args.text_template}: names no field, as {{title}} does")
     if args.tokenize == "sentence" and not args.overlap:
         parser.error("--tokenize sentence packs as in 2023, which overlaps; leave out --no-overlap")
     check_executor_flags(parser, args)
@@ -146,6 +158,10 @@ def write(args: argparse.Namespace) -> None:
     tokenizer, recipe = CorpusTokenizer(args.tokenizer_path), recipe_of(args)
     work = Work(sources, args.input_format, args.tokenizer_path, recipe, args.strict, not args.no_ledger)
     with locked(prefix):
+        if recipe.language == "code" and not recipe.do_keep_newlines:
+            print("without --do_keep_newlines code loses its line breaks", file=sys.stderr)
+        if Path(f"{prefix}.bin").is_file():
+            print(f"{prefix}: replacing the corpus of that name", file=sys.stderr)
         if args.executor == "local" and args.tasks is None:
             counts = build_corpus(work, prefix, tokenizer, args.num_workers or 1)
         elif (counts := build_in_tasks(work, prefix, args)) is None:
@@ -168,6 +184,8 @@ def build_in_tasks(work: Work, prefix: str, args: argparse.Namespace) -> dict[st
     counts = {path: Counter(found) for path, found in Corpus(prefix).settings["counts"].items()}
     shutil.rmtree(folder / "logs" / "build")  # first: it tells of parts that must be there
     shutil.rmtree(folder)
+    for earlier in folder.parent.glob(f"{glob.escape(Path(prefix).name)}.tasks-*"):
+        shutil.rmtree(earlier)  # an interrupted run's with other settings
     return counts
 
 
@@ -238,11 +256,23 @@ def stats(args: argparse.Namespace) -> None:
     print(overview(corpus))
     for path, counts in corpus.settings.get("counts", {}).items():
         print(f"{path}: {summary(Counter(counts))}")
+    for path, samples, tokens in counts_by_source(corpus):
+        print(f"{path}: {samples} samples, {tokens} tokens")
     for part in corpus.settings.get("parts", []):
         print(f"{part['prefix']}: type {part['type']}, {part['samples']} samples")
     picture = Path(f"{args.read_path_prefix}.lengths.png")
     draw_lengths(corpus.lengths, picture)
     print(f"{picture}: histogram of the samples' lengths")
+
+
+def counts_by_source(corpus: Corpus) -> Iterator[tuple[str, int, int]]:
+    """(path, samples, tokens) where the counts of building are gone but the ledger is there: joined and cut corpora."""
+    if corpus.ledger is not None and "counts" not in corpus.settings:
+        sources = corpus.settings["sources"]
+        samples = np.bincount(corpus.ledger["source"], minlength=len(sources))
+        tokens = np.bincount(corpus.ledger["source"], weights=corpus.lengths, minlength=len(sources))
+        for source, *counts in zip(sources, samples.tolist(), tokens.astype(int).tolist(), strict=True):
+            yield source["path"], *counts
 
 
 def draw_lengths(lengths: np.ndarray, path: Path) -> None:

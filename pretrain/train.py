@@ -75,6 +75,7 @@ def parse_args(arguments: list[str]):
     from transformers import HfArgumentParser, TrainingArguments
 
     parser = HfArgumentParser([PretrainingArguments, TrainingArguments], description=__doc__, allow_abbrev=False)
+    parser.set_defaults(logging_steps=1)  # 500 is more than a short run has
     parser.error = lambda message: refuse(f"{message} (see --help)")
     given = {argument.split("=")[0] for argument in arguments}
     if "--disable_tqdm" not in given and not sys.stderr.isatty():
@@ -215,6 +216,7 @@ def order_settings(ours: PretrainingArguments, training, corpus: Corpus, state, 
     return OrderSettings(
         data_path=str(Path(ours.data_path).absolute()),
         num_samples=len(corpus),
+        corpus_blake3=corpus.digest,
         seed=data_seed(training) if per_batch is None else training.seed,
         world_size=getattr(loader.batch_sampler, "num_processes", 1),
         per_device_train_batch_size=training.train_batch_size,

@@ -145,7 +145,9 @@ def test_each_reason_removes_its_documents(judge, reason):
     assert judge(REMOVED[reason]) == (False, reason)
 
 
-@pytest.mark.parametrize("text", [ENGLISH, CHINESE, CODE, ENGLISH + CHINESE, POEM, *STORIES])
+@pytest.mark.parametrize(
+    "text", [ENGLISH, CHINESE, CODE, ENGLISH + CHINESE, POEM, *STORIES, ENGLISH.replace(". ", ". \r\n")]
+)
 def test_decent_text_stays(judge, text):
     assert judge(text) is True
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from knowlm.corpus import Corpus
+from knowlm.corpus import Corpus, merge_corpora
 from knowlm.corpus_builder import Recipe, encode_chunk
 from knowlm.sources import Chunk, parse_document, read_chunks
 from knowlm.tokenization import CorpusTokenizer
@@ -103,7 +103,7 @@ def test_strict_stops_at_a_bad_line(run_script, tiny_llama, tmp_path):
 def test_an_empty_file_is_told(run_script, tiny_llama, tmp_path):
     (tmp_path / "empty.txt").touch()
     result = run_script(*command(tmp_path / "empty.txt", tiny_llama, tmp_path))
-    assert result.returncode == 1 and "no sample is left to write" in result.stderr
+    assert result.returncode == 1 and "no sample is left to write; the input holds no text" in result.stderr
     assert not [path.name for path in tmp_path.glob("out*")]
 
 
@@ -255,6 +255,19 @@ def test_stats_counts_sources_and_draws_lengths(run_script, source, tiny_llama, 
     assert result.returncode == 0, result.stderr
     assert f"{source}: 5 samples" in result.stdout
     assert (tmp_path / "out.lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_stats_counts_sources_of_joined_corpora(run_script, source, tiny_llama, tmp_path):
+    corpus, _ = write(run_script, source, tiny_llama, tmp_path)
+    merge_corpora([corpus.prefix, corpus.prefix], [0, 1], tmp_path / "both")
+    result = run_script("pretrain/preprocess.py", "--mode", "stats", "--read_path_prefix", tmp_path / "both")
+    assert result.stdout.count(f"{source}: {len(corpus)} samples, {len(corpus.tokens)} tokens\n") == 2
+
+
+def test_a_json_list_is_told(run_script, source, tiny_llama, tmp_path):
+    (tmp_path / "list.json").write_text('[\n{"text": "a"}\n]\n')
+    result = run_script(*command(tmp_path / "list.json", tiny_llama, tmp_path))
+    assert result.returncode == 1 and "list.json: a JSON list; write it as JSON lines" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -314,6 +314,14 @@ def test_a_run_may_go_on_with_another_corpus(run_script, run_of, tmp_path):
     assert summary.endswith("in steps 4 to 8")
 
 
+def test_a_corpus_that_was_written_anew_since_is_refused(run_script, run_of, corpus, tmp_path):
+    out = run_of(corpus_blake3=corpus.digest)
+    assert run_script(TRACE, "--output_dir", out, "--step", 2).returncode == 0
+    merge_corpora([str(tmp_path / "a"), str(tmp_path / "b")], [1, 0], str(tmp_path / "corpus"))
+    result = run_script(TRACE, "--output_dir", out, "--step", 2)
+    assert result.returncode == 1 and "was written anew since" in result.stderr
+
+
 def test_an_unknown_order_is_refused(run_script, run_of):
     result = run_script(TRACE, "--output_dir", run_of(sampler="accelerate with another split_batches"), "--step", 2)
     assert result.returncode == 1 and "trained in an order that can't be told" in result.stderr
