@@ -259,7 +259,7 @@ def test_stats_counts_sources_and_draws_lengths(run_script, source, tiny_llama, 
 
 def test_stats_counts_sources_of_joined_corpora(run_script, source, tiny_llama, tmp_path):
     corpus, _ = write(run_script, source, tiny_llama, tmp_path)
-    merge_corpora([corpus.prefix, corpus.prefix], [0, 1], tmp_path / "both")
+    merge_corpora([corpus.prefix, corpus.prefix], [0, 1], str(tmp_path / "both"))
     result = run_script("pretrain/preprocess.py", "--mode", "stats", "--read_path_prefix", tmp_path / "both")
     assert result.stdout.count(f"{source}: {len(corpus)} samples, {len(corpus.tokens)} tokens\n") == 2
 
