@@ -5,6 +5,7 @@
 # The browser tests need Chromium; where apt-get may be used it is installed, else they are skipped by name.
 set -euo pipefail
 cd "$(dirname "$0")"
+unset PYTHONDONTWRITEBYTECODE # else each of the many scripts compiles torch and transformers again: twice the time
 ./setup.sh --dev
 export PATH="$PWD/.venv/bin:$PATH" # as in an activated environment: DeepSpeed builds with its ninja
 browser=(chromium fonts-noto-cjk)
