@@ -133,3 +133,11 @@ def peak_memory(script: str, *arguments) -> int:
         time.sleep(0.005)
     assert process.returncode == 0
     return peak
+
+
+@pytest.fixture
+def run_warm(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """As ``run_script``, but with torch and transformers imported already (see warm.py)."""
+    from warm import run_warm
+
+    return lambda script, *arguments, **options: run_warm(REPOSITORY / script, *arguments, cwd=tmp_path, **options)

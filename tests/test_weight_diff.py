@@ -36,29 +36,29 @@ def in_dtype(folder, dtype, target):
     return target
 
 
-def diff_and_recover(run_script, raw, tuned, tmp_path, *flags):
+def diff_and_recover(run_warm, raw, tuned, tmp_path, *flags):
     for command in (
         ["make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", tmp_path / "diff", *flags],
         ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"],
     ):
-        result = run_script("tools/weight_diff.py", *command)
+        result = run_warm("tools/weight_diff.py", *command)
         assert result.returncode == 0, result.stderr
     return tmp_path / "recovered"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_exact_recovery_gives_the_tuned_bits(run_script, pair, tmp_path, dtype):
+def test_exact_recovery_gives_the_tuned_bits(run_warm, pair, tmp_path, dtype):
     raw, tuned = pair
     raw, tuned = in_dtype(raw, dtype, tmp_path / "raw16"), in_dtype(tuned, dtype, tmp_path / "tuned16")
-    recovered = diff_and_recover(run_script, raw, tuned, tmp_path, "--exact")
+    recovered = diff_and_recover(run_warm, raw, tuned, tmp_path, "--exact")
     expected, got = weights_of(tuned), weights_of(recovered)
     assert expected.keys() == got.keys()
     assert all(got[name].dtype == dtype and torch.equal(got[name], expected[name]) for name in expected)
 
 
-def test_plain_recovery_is_off_by_a_rounding(run_script, pair, tmp_path):
+def test_plain_recovery_is_off_by_a_rounding(run_warm, pair, tmp_path):
     raw, tuned = pair
-    recovered = diff_and_recover(run_script, raw, tuned, tmp_path)
+    recovered = diff_and_recover(run_warm, raw, tuned, tmp_path)
     expected, got = weights_of(tuned), weights_of(recovered)
     assert all(torch.allclose(got[name], expected[name], rtol=0, atol=1e-7) for name in expected)
     difference = weights_of(tmp_path / "diff")
@@ -67,15 +67,15 @@ def test_plain_recovery_is_off_by_a_rounding(run_script, pair, tmp_path):
     )
 
 
-def test_a_recovered_model_loads_and_keeps_its_tokenizer(run_script, pair, tmp_path):
+def test_a_recovered_model_loads_and_keeps_its_tokenizer(run_warm, pair, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    recovered = diff_and_recover(run_script, *pair, tmp_path)
+    recovered = diff_and_recover(run_warm, *pair, tmp_path)
     assert AutoModelForCausalLM.from_pretrained(recovered).num_parameters() > 0
     assert AutoTokenizer.from_pretrained(recovered)("你好").input_ids
 
 
-def test_sharded_pickles_of_2023_are_read(pair, run_script, tmp_path):
+def test_sharded_pickles_of_2023_are_read(pair, run_warm, tmp_path):
     raw, tuned = pair
     old = tmp_path / "old"
     old.mkdir()
@@ -87,7 +87,7 @@ def test_sharded_pickles_of_2023_are_read(pair, run_script, tmp_path):
         old / "pytorch_model-00002-of-00002.bin",
     )
     shutil.copy(tuned / "config.json", old)
-    recovered = diff_and_recover(run_script, raw, old, tmp_path, "--exact")
+    recovered = diff_and_recover(run_warm, raw, old, tmp_path, "--exact")
     assert all(torch.equal(value, weights[name]) for name, value in weights_of(recovered).items())
 
 
@@ -106,28 +106,28 @@ def test_large_models_are_written_in_shards(pair, tmp_path, monkeypatch):
     )
 
 
-def test_a_wrong_sum_is_an_error(run_script, pair, tmp_path):
+def test_a_wrong_sum_is_an_error(run_warm, pair, tmp_path):
     raw, tuned = pair
-    diff_and_recover(run_script, raw, tuned, tmp_path)
+    diff_and_recover(run_warm, raw, tuned, tmp_path)
     arguments = ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned"]
-    result = run_script("tools/weight_diff.py", *arguments, tmp_path / "one", "--check_integrity_naively")
+    result = run_warm("tools/weight_diff.py", *arguments, tmp_path / "one", "--check_integrity_naively")
     assert result.returncode == 1
     assert "94052.2891 is expected" in result.stderr
     total = sum(w.double().sum().item() for w in weights_of(tmp_path / "one").values())
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py", *arguments, tmp_path / "two", "--check_integrity_naively", "--expected_sum", total
     )
     assert result.returncode == 0, result.stderr
 
 
-def test_another_base_is_named(run_script, pair, tmp_path):
+def test_another_base_is_named(run_warm, pair, tmp_path):
     raw, tuned = pair
     other = tmp_path / "other"
     shutil.copytree(raw, other)
     weights = load_file(other / "model.safetensors")
     weights["model.norm.weight"] = torch.ones(3)
     save_file(weights, other / "model.safetensors")
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py",
         "make_diff",
         "--path_raw",
@@ -142,7 +142,7 @@ def test_another_base_is_named(run_script, pair, tmp_path):
     assert not (tmp_path / "diff").exists()
 
 
-def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_path):
+def test_a_pickle_with_code_is_refused_without_running_it(run_warm, pair, tmp_path):
     class Evil:
         def __reduce__(self):
             return open, (str(tmp_path / "ran"), "w")
@@ -151,7 +151,7 @@ def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_
     bad.mkdir()
     torch.save({"model.norm.weight": Evil()}, bad / "pytorch_model.bin")
     shutil.copy(pair[0] / "config.json", bad)
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py",
         "make_diff",
         "--path_raw",
@@ -166,10 +166,10 @@ def test_a_pickle_with_code_is_refused_without_running_it(run_script, pair, tmp_
     assert not (tmp_path / "ran").exists()
 
 
-def test_an_output_that_exists_is_not_overwritten(run_script, pair, tmp_path):
+def test_an_output_that_exists_is_not_overwritten(run_warm, pair, tmp_path):
     (tmp_path / "diff").mkdir()
     (tmp_path / "diff/mine.txt").write_text("x")
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py",
         "make_diff",
         "--path_raw",
@@ -186,7 +186,7 @@ def test_an_output_that_exists_is_not_overwritten(run_script, pair, tmp_path):
 @pytest.mark.parametrize(
     "settings", [{}, {"use_rslora": True}, {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {"q_proj": 5}}]
 )
-def test_merging_equals_pefts_own(run_script, tiny_llama, tmp_path, settings):
+def test_merging_equals_pefts_own(run_warm, tiny_llama, tmp_path, settings):
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -196,7 +196,7 @@ def test_merging_equals_pefts_own(run_script, tiny_llama, tmp_path, settings):
         LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], init_lora_weights=False, **settings),
     )
     model.save_pretrained(tmp_path / "lora")
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py",
         "merge",
         "--path_zhixi",
@@ -217,7 +217,7 @@ def test_merging_equals_pefts_own(run_script, tiny_llama, tmp_path, settings):
     )
 
 
-def test_an_adapter_of_another_model_is_refused(run_script, tiny_llama, tmp_path):
+def test_an_adapter_of_another_model_is_refused(run_warm, tiny_llama, tmp_path):
     (tmp_path / "lora").mkdir()
     save_file(
         {
@@ -227,7 +227,7 @@ def test_an_adapter_of_another_model_is_refused(run_script, tiny_llama, tmp_path
         tmp_path / "lora/adapter_model.safetensors",
     )
     (tmp_path / "lora/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
-    result = run_script(
+    result = run_warm(
         "tools/weight_diff.py",
         "merge",
         "--path_zhixi",
