@@ -140,4 +140,6 @@ def run_warm(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
     """As ``run_script``, but with torch and transformers imported already (see warm.py)."""
     from warm import run_warm
 
-    return lambda script, *arguments, **options: run_warm(REPOSITORY / script, *arguments, cwd=tmp_path, **options)
+    return lambda script, *arguments, **options: run_warm(
+        REPOSITORY / script, *arguments, **({"cwd": tmp_path} | options)
+    )
