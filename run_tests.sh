@@ -20,5 +20,6 @@ fi
 if git rev-parse --git-dir >/dev/null 2>&1; then
     .venv/bin/pre-commit run --all-files
 fi
-# A file's tests stay together: they share a model, a server, a port. Tiny models gain nothing from more threads.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile "$@"
+# A file's tests stay together: they share a model, a server, a port; conftest.py says which files come first.
+# Tiny models gain nothing from more threads.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder "$@"
