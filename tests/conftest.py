@@ -16,6 +16,7 @@ settings.register_profile("shared machine", deadline=None)
 settings.load_profile("shared machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+LONGEST_FIRST = ["commands", "serving", "quickstart", "clean", "pretrain", "trace", "web", "preprocess", "corpus_tasks"]
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]  # ids 0, 1, 2, as in LLaMA
 VOCABULARY = 600  # 3 special tokens, 256 bytes, 341 merges
 TEXT = """
@@ -28,6 +29,12 @@ def pack(lengths, capacity): return [length for length in lengths if length <= c
 知识图谱把事实存成三元组:头实体、关系、尾实体。请从句子中抽取实体和关系,并以列表回答。你好,世界!
 北京是中华人民共和国的首都。鲁迅出生于浙江省绍兴市,代表作有《狂人日记》和《阿Q正传》。
 """
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, lest one of them is left for a single core at the end."""
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(scope="session")
@@ -150,3 +157,13 @@ def peak_memory(script: str, *arguments) -> int:
         time.sleep(0.005)
     assert process.returncode == 0
     return peak
+
+
+@pytest.fixture
+def run_warm(tmp_path) -> Callable[..., subprocess.CompletedProcess]:
+    """As ``run_script``, but with torch and transformers imported already (see warm.py)."""
+    from warm import run_warm
+
+    return lambda script, *arguments, **options: run_warm(
+        REPOSITORY / script, *arguments, **({"cwd": tmp_path} | options)
+    )

@@ -171,10 +171,10 @@ def test_the_converted_model_computes_what_metas_does(write_meta, run_convert, s
     assert torch.equal(model.lm_head.weight, weights["output.weight"].float())
 
 
-def test_the_published_command_converts_and_prints_its_checks(write_meta, run_script):
+def test_the_published_command_converts_and_prints_its_checks(write_meta, run_warm):
     root, _ = write_meta("13B")
     flags = ["--input_dir", "./", "--model_size", "13B", "--output_dir", "./converted"]
-    result = run_script("tools/convert_llama_weights_to_hf.py", *flags, cwd=root)
+    result = run_warm("tools/convert_llama_weights_to_hf.py", *flags, cwd=root)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(": OK") == 4 and "BAD" not in result.stdout
     from knowlm.checkpoints import Checkpoint
@@ -216,11 +216,11 @@ def test_the_tokenizer_cuts_text_as_sentencepiece_does(write_meta, run_convert):
     assert (output / "tokenizer.model").read_bytes() == sentencepiece_file().read_bytes()
 
 
-def test_a_flipped_byte_is_named_and_nothing_is_written(write_meta, run_script, tmp_path):
+def test_a_flipped_byte_is_named_and_nothing_is_written(write_meta, run_warm, tmp_path):
     root, _ = write_meta("13B")
     flip_a_byte(root / "13B/consolidated.01.pth")
     flags = ["--input_dir", root, "--model_size", "13B", "--output_dir", tmp_path / "converted"]
-    result = run_script("tools/convert_llama_weights_to_hf.py", *flags)
+    result = run_warm("tools/convert_llama_weights_to_hf.py", *flags)
     assert result.returncode == 1
     assert "consolidated.00.pth: OK" in result.stdout and "consolidated.01.pth: BAD" in result.stdout
     assert "consolidated.01.pth: MD5 is" in result.stderr and len(result.stderr.splitlines()) == 1

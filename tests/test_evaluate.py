@@ -57,8 +57,8 @@ def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_is_scored(run_script, data, tiny_llama, tmp_path):
-    result = run_script(
+def test_a_model_is_scored(run_warm, data, tiny_llama, tmp_path):
+    result = run_warm(
         "finetune/evaluate.py",
         "--data",
         data,

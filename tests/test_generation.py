@@ -75,7 +75,7 @@ def test_a_template_without_a_field_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_interactive_mode_changes_settings_and_streams(run_script, tiny_llama):
+def test_interactive_mode_changes_settings_and_streams(tiny_llama):
     import subprocess
     import sys
     from pathlib import Path
@@ -93,9 +93,7 @@ def test_interactive_mode_changes_settings_and_streams(run_script, tiny_llama):
 
 
 @pytest.mark.slow
-def test_published_cases_are_answered(run_script, tiny_llama):
-    result = run_script(
-        "examples/generate_lora.py", "--base_model", tiny_llama, "--run_ie_cases", "--max_new_tokens", 4
-    )
+def test_published_cases_are_answered(run_warm, tiny_llama):
+    result = run_warm("examples/generate_lora.py", "--base_model", tiny_llama, "--run_ie_cases", "--max_new_tokens", 4)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("### Response:") == 4

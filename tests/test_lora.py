@@ -6,7 +6,7 @@ import pytest
 
 from knowlm.prompts import Prompter
 
-pytestmark = pytest.mark.slow  # most tests start a script that imports torch
+pytestmark = pytest.mark.slow  # most tests run a script that imports torch
 SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
 ROWS = [
     {"instruction": f"Say {word}.", "input": "" if n % 2 else "你好", "output": word}
@@ -50,8 +50,8 @@ def test_training_on_inputs_takes_the_loss_everywhere(finetune, tiny_tokenizer):
     assert -100 not in example["labels"][1:]
 
 
-def tune(run_script, base, data, out, *flags):
-    return run_script(
+def tune(run_warm, base, data, out, *flags):
+    return run_warm(
         "finetune/lora/finetune.py",
         "--base_model",
         base,
@@ -79,11 +79,11 @@ def tune(run_script, base, data, out, *flags):
     )
 
 
-def test_tuning_writes_an_adapter_that_peft_loads(run_script, tiny_llama, data, tmp_path):
+def test_tuning_writes_an_adapter_that_peft_loads(run_warm, tiny_llama, data, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    result = tune(run_script, tiny_llama, data, tmp_path / "lora", "--learning_rate", 1e-2)
+    result = tune(run_warm, tiny_llama, data, tmp_path / "lora", "--learning_rate", 1e-2)
     assert result.returncode == 0, result.stderr
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "lora")
     changed = [p for name, p in model.named_parameters() if "lora_B" in name]
@@ -95,13 +95,13 @@ def test_tuning_writes_an_adapter_that_peft_loads(run_script, tiny_llama, data, 
     assert "held-out loss" in result.stdout
 
 
-def test_int8_and_a_folder_of_data_work(run_script, tiny_llama, data, tmp_path):
+def test_int8_and_a_folder_of_data_work(run_warm, tiny_llama, data, tmp_path):
     (tmp_path / "folder").mkdir()
     data.rename(tmp_path / "folder/a.json")
     (tmp_path / "folder/b.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    result = tune(run_script, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--num_epochs=1")
+    result = tune(run_warm, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--num_epochs=1")
     assert "given twice" in result.stderr
-    result = tune(run_script, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--group_by_length")
+    result = tune(run_warm, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--group_by_length")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "lora/adapter_model.safetensors").is_file()
 
@@ -110,13 +110,13 @@ def test_int8_and_a_folder_of_data_work(run_script, tiny_llama, data, tmp_path):
     ("flags", "message"),
     [(["--batch_size=5"], "given twice"), (["--cutof_len", "5"], "unrecognized arguments: --cutof_len")],
 )
-def test_a_wrong_flag_stops_at_once(run_script, tiny_llama, data, tmp_path, flags, message):
-    result = tune(run_script, tiny_llama, data, tmp_path / "lora", *flags)
+def test_a_wrong_flag_stops_at_once(run_warm, tiny_llama, data, tmp_path, flags, message):
+    result = tune(run_warm, tiny_llama, data, tmp_path / "lora", *flags)
     assert result.returncode == 2 and message in result.stderr
 
 
-def test_data_that_is_no_instructions_is_named_by_record(run_script, tiny_llama, tmp_path):
+def test_data_that_is_no_instructions_is_named_by_record(run_warm, tiny_llama, tmp_path):
     (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
-    result = tune(run_script, tiny_llama, tmp_path / "rows.json", tmp_path / "lora")
+    result = tune(run_warm, tiny_llama, tmp_path / "rows.json", tmp_path / "lora")
     assert result.returncode == 1
     assert "rows.json, record 2" in result.stderr and len(result.stderr.splitlines()) == 1

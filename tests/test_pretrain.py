@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from knowlm.checkpoints import Checkpoint
 from knowlm.corpus import CorpusWriter, merge_corpora
 from knowlm.training import last_whole_checkpoint, translate_flags
 
-pytestmark = pytest.mark.slow  # most tests start a script that imports torch
+pytestmark = pytest.mark.slow  # most tests run a script that imports torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -53,16 +54,10 @@ def flags(model, corpus, out, *more):
     ]
 
 
-def train(*arguments, launcher=(sys.executable,), env=None, timeout=600):
-    import os
-
-    return subprocess.run(
-        [*launcher, *map(str, flags(*arguments))],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        env=os.environ | (env or {}),
-    )
+@pytest.fixture
+def train(run_warm):
+    """``train(model, corpus, out, *flags, processes=1)`` runs the script."""
+    return lambda *arguments, **options: run_warm(*flags(*arguments), **options)
 
 
 def weights_of(folder):
@@ -76,7 +71,7 @@ def losses(folder, key="loss"):
     ]
 
 
-def test_training_lowers_the_held_out_loss_and_writes_a_model(tiny_llama, corpus, tmp_path):
+def test_training_lowers_the_held_out_loss_and_writes_a_model(train, tiny_llama, corpus, tmp_path):
     result = train(
         tiny_llama,
         corpus,
@@ -102,7 +97,7 @@ def test_training_lowers_the_held_out_loss_and_writes_a_model(tiny_llama, corpus
     assert "--evaluation_strategy is now --eval_strategy" in result.stderr
 
 
-def test_bf16_trains_alike_and_the_weights_stay_32_bit(tiny_llama, corpus, tmp_path):
+def test_bf16_trains_alike_and_the_weights_stay_32_bit(train, tiny_llama, corpus, tmp_path):
     for bf16 in (True, False):
         result = train(tiny_llama, corpus, tmp_path / str(bf16), "--max_steps", 6, "--bf16", bf16)
         assert result.returncode == 0, result.stderr
@@ -111,14 +106,14 @@ def test_bf16_trains_alike_and_the_weights_stay_32_bit(tiny_llama, corpus, tmp_p
     assert {value.dtype for value in weights_of(tmp_path / "True").values()} == {torch.float32}
 
 
-def test_proportional_batches_train_and_must_sum_to_the_batch(tiny_llama, corpus, tmp_path):
+def test_proportional_batches_train_and_must_sum_to_the_batch(train, tiny_llama, corpus, tmp_path):
     result = train(tiny_llama, corpus, tmp_path / "out", "--global_batch_distributed", "[3,1]", "--max_steps", 3)
     assert result.returncode == 0, result.stderr
     result = train(tiny_llama, corpus, tmp_path / "out2", "--global_batch_distributed", "[3,2]")
     assert result.returncode == 1 and "sums to 5; devices × per-device batch is 4" in result.stderr
 
 
-def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
+def test_a_killed_run_goes_on_as_if_undisturbed(train, tiny_llama, corpus, tmp_path):
     more = ["--save_steps", 2, "--num_train_epochs", 6]
     assert train(tiny_llama, corpus, tmp_path / "whole", *more).returncode == 0
     killed = subprocess.Popen(
@@ -137,22 +132,18 @@ def test_a_killed_run_goes_on_as_if_undisturbed(tiny_llama, corpus, tmp_path):
     assert all(torch.equal(value, expected[name]) for name, value in weights_of(tmp_path / "killed").items())
 
 
-def test_zero3_on_two_processes_trains_as_plain_two_processes_do(tiny_llama, corpus, tmp_path):
-    env = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+def test_zero3_on_two_processes_trains_as_plain_two_processes_do(train, tiny_llama, corpus, tmp_path):
     more = ["--max_steps", 4, "--seed", 3, "--bf16", "False"]
-    plain = train(tiny_llama, corpus, tmp_path / "plain", *more, launcher=[sys.executable, *launcher, "29611"], env=env)
+    plain = train(tiny_llama, corpus, tmp_path / "plain", *more, processes=2)
     assert plain.returncode == 0, plain.stderr
-    zero3 = train(
-        tiny_llama,
-        corpus,
-        tmp_path / "zero3",
-        *more,
-        "--deepspeed",
-        REPOSITORY / "pretrain/configs/zero3.json",
-        launcher=[sys.executable, *launcher, "29612"],
-        env=env,
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    more += ["--deepspeed", REPOSITORY / "pretrain/configs/zero3.json"]
+    zero3 = subprocess.run(
+        [*launcher, *map(str, flags(tiny_llama, corpus, tmp_path / "zero3", *more))],
+        capture_output=True,
+        text=True,
         timeout=900,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )
     assert zero3.returncode == 0, zero3.stderr
     assert losses(tmp_path / "zero3") == pytest.approx(losses(tmp_path / "plain"), abs=1e-3)
@@ -161,13 +152,13 @@ def test_zero3_on_two_processes_trains_as_plain_two_processes_do(tiny_llama, cor
     assert all(torch.allclose(got[name], expected[name], atol=1e-3) for name in expected)
 
 
-def test_deepspeed_without_its_launcher_is_told(tiny_llama, corpus, tmp_path):
+def test_deepspeed_without_its_launcher_is_told(train, tiny_llama, corpus, tmp_path):
     result = train(tiny_llama, corpus, tmp_path / "out", "--deepspeed", REPOSITORY / "pretrain/configs/zero3.json")
     assert result.returncode == 1
     assert "needs its launcher" in result.stderr and "Traceback" not in result.stderr
 
 
-def test_an_unknown_flag_and_a_missing_corpus_are_one_line_each(tiny_llama, corpus, tmp_path):
+def test_an_unknown_flag_and_a_missing_corpus_are_one_line_each(train, tiny_llama, corpus, tmp_path):
     result = train(tiny_llama, corpus, tmp_path / "out", "--lerning_rate", 1)
     assert result.returncode == 2 and "unrecognized arguments: --lerning_rate 1" in result.stderr
     result = train(tiny_llama, tmp_path / "corpsu", tmp_path / "out")
@@ -175,7 +166,7 @@ def test_an_unknown_flag_and_a_missing_corpus_are_one_line_each(tiny_llama, corp
     assert f"did you mean {tmp_path / 'corpus.idx'}?" in result.stderr.splitlines()[-1]
 
 
-def test_a_corpus_of_a_larger_vocabulary_is_refused(tiny_llama, tmp_path):
+def test_a_corpus_of_a_larger_vocabulary_is_refused(train, tiny_llama, tmp_path):
     with CorpusWriter(tmp_path / "large", {"vocab_size": 32_000, "bos": 1, "eos": 2}) as writer:
         writer.add(np.array([1, 20_000, 2]), [3])
     result = train(tiny_llama, tmp_path / "large", tmp_path / "out")

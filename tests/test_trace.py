@@ -1,7 +1,4 @@
 import json
-import os
-import subprocess
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -110,16 +107,20 @@ def test_the_order_is_that_of_the_libraries(num_samples, world_size, batch_size,
         assert ours == theirs[: len(theirs) // accumulation * accumulation if sampler == "distributed" else None]
 
 
-def train(model, data, out, log, processes, *flags):
-    script = log.with_name("recording.py")
+@pytest.fixture
+def train(run_warm, tiny_llama, corpus, tmp_path):
+    """``train(processes, *flags)`` trains into ``tmp_path / "out"`` and adds to ``tmp_path / "log"`` what it is fed."""
+    script = tmp_path / "recording.py"
     script.write_text(RECORDING)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [sys.executable, *(launcher if processes == 2 else []), script, log, REPOSITORY / "pretrain/train.py"]
-    command += ["--model_name_or_path", model, "--data_path", data, "--output_dir", out, "--bf16", "False"]
-    command += ["--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "2", *flags]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    result = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600, env=environment)
-    assert result.returncode == 0, result.stderr
+    usual = ["--model_name_or_path", tiny_llama, "--data_path", corpus.prefix, "--output_dir", tmp_path / "out"]
+    usual += ["--bf16", "False", "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 2]
+
+    def run(processes, *flags):
+        arguments = [tmp_path / "log", REPOSITORY / "pretrain/train.py", *usual, *flags]
+        result = run_warm(script, *arguments, processes=processes, env={"DS_ACCELERATOR": "cpu"})
+        assert result.returncode == 0, result.stderr
+
+    return run
 
 
 def batches_of_run(log):
@@ -153,11 +154,10 @@ def batches_traced(out, corpus):
     ],
     ids=str,
 )
-def test_a_step_is_traced_to_what_went_into_the_model(tiny_llama, corpus, tmp_path, processes, flags):
-    out = tmp_path / "out"
-    train(tiny_llama, corpus.prefix, out, tmp_path / "log", processes, "--num_train_epochs", 2, "--seed", 3, *flags)
+def test_a_step_is_traced_to_what_went_into_the_model(train, corpus, tmp_path, processes, flags):
+    train(processes, "--num_train_epochs", 2, "--seed", 3, *flags)
     seen = batches_of_run(tmp_path / "log")
-    assert batches_traced(out, corpus) == seen and len(seen) >= 6
+    assert batches_traced(tmp_path / "out", corpus) == seen and len(seen) >= 6
 
 
 @pytest.mark.slow
@@ -170,14 +170,13 @@ def test_a_step_is_traced_to_what_went_into_the_model(tiny_llama, corpus, tmp_pa
     ],
     ids=str,
 )
-def test_a_resumed_run_is_traced(tiny_llama, corpus, tmp_path, processes, flags):
-    out = tmp_path / "out"
+def test_a_resumed_run_is_traced(train, corpus, tmp_path, processes, flags):
     stop = 4 if processes[0] == 2 else 7  # within the second epoch
     first = ["--save_steps", stop, "--num_train_epochs", 3, *flags]
-    train(tiny_llama, corpus.prefix, out, tmp_path / "log", processes[0], *first, "--max_steps", stop)
-    train(tiny_llama, corpus.prefix, out, tmp_path / "log", processes[1], *first)
-    assert batches_traced(out, corpus) == batches_of_run(tmp_path / "log")
-    assert [entry["from_step"] for entry in read_record(out)] == [0, stop]
+    train(processes[0], *first, "--max_steps", stop)
+    train(processes[1], *first)
+    assert batches_traced(tmp_path / "out", corpus) == batches_of_run(tmp_path / "log")
+    assert [entry["from_step"] for entry in read_record(tmp_path / "out")] == [0, stop]
 
 
 @pytest.fixture
