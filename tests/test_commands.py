@@ -16,6 +16,8 @@ import torch
 from hub import LocalHub
 from test_convert import MULTI_HEAD, write_meta_folder
 
+from knowlm.manifest import MANIFEST
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
@@ -71,7 +73,9 @@ def published(folder: Path, scratch: Path) -> dict[str, dict[str, bytes]]:
     subprocess.run([*convert, "--input_dir", folder, "--output_dir", scratch / "base"], check=True)
     model = AutoModelForCausalLM.from_pretrained(scratch / "base")
     settings = {
-        file.name: file.read_bytes() for file in (scratch / "base").iterdir() if file.suffix in (".json", ".model")
+        file.name: file.read_bytes()
+        for file in (scratch / "base").iterdir()
+        if file.suffix in (".json", ".model") and file.name != MANIFEST  # those of 2023 have none
     }
     repos = {}
     for name, dtype, count in (("zhixi-13b-diff", torch.float32, 6), ("zhixi-13b-diff-fp16", torch.float16, 3)):

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from knowlm.cli import ArgumentParser, refuse, run
-from knowlm.files import replacing, require_new, require_space, write_text
+from knowlm.files import locked, replacing, require_new, require_space, write_text
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}  # llama.cpp's file types
 MOST_CONTEXT = 8192  # of the Modelfile: Ollama sets memory aside for all of it
@@ -39,7 +39,7 @@ def main() -> None:
         vocabulary = read_vocabulary(args.model, config.vocab_size)
         size = sum(num_bytes for *_, num_bytes in plan.values())
         require_space(output, size)
-        with replacing(output) as partial:
+        with locked(output), replacing(output) as partial:
             write_gguf(partial, args.type, checkpoint, config, vocabulary, plan)
     write_text(modelfile, modelfile_for(output, config, vocabulary.eos_token))
     print(f"{output}: {len(plan)} tensors in {args.type}, {size / 1e9:.2f} GB; for Ollama {modelfile}")
@@ -193,15 +193,14 @@ def rope_factors(config):
 
 
 def rows_of(checkpoint, name: str, config):
-    """The rows of a tensor in the file's order, some at a time.
+    """The rows of a tensor in GGUF's order, some at a time.
 
     Rotary: llama.cpp turns neighbouring rows of a query's or key's head together, Hugging Face rows half a head apart.
     """
     turned = {"q_proj", "k_proj"} & set(name.split("."))
     for piece in checkpoint.pieces([name], config.head_dim if turned else 1):
-        rows, shape = piece.rows, piece.rows.shape
-        heads = rows.view(-1, 2, config.head_dim // 2, *shape[1:]) if turned else rows
-        yield heads.transpose(1, 2).reshape(shape) if turned else rows
+        halves = (-1, 2, config.head_dim // 2)
+        yield piece.rows.unflatten(0, halves).transpose(1, 2).flatten(0, 2) if turned else piece.rows
 
 
 def encode(rows, stored):
