@@ -1,7 +1,6 @@
 """Text to ids and back for corpora: SentencePiece and Hugging Face tokenizers behind one face, without torch."""
 
 import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from knowlm.files import read_json, require_file
 
@@ -184,11 +184,11 @@ class FastEncoder:
         from gigatoken._load.sentencepiece import sentencepiece_to_tokenizer_json
 
         if path.suffix == ".json":
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = orjson.loads(path.read_bytes())
         else:
-            settings = json.loads(sentencepiece_to_tokenizer_json(path.read_bytes()))
+            settings = orjson.loads(sentencepiece_to_tokenizer_json(path.read_bytes()))
         settings["added_tokens"] = [token for token in settings.get("added_tokens", ()) if not token["special"]]
-        self._tokenizer = gigatoken.Tokenizer.from_json(json.dumps(settings))
+        self._tokenizer = gigatoken.Tokenizer.from_json(orjson.dumps(settings).decode())
         vocabulary = self._tokenizer.vocab
         space = SPACE.encode() if settings["model"].get("byte_fallback") else b" "
         self.token_bytes = np.zeros(max(vocabulary) + 1, np.uint16)
