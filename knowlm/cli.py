@@ -1,6 +1,7 @@
 """How every script starts: one line for a user's mistake, no work behind a misspelled flag."""
 
 import argparse
+import atexit
 import ctypes
 import inspect
 import logging
@@ -37,6 +38,20 @@ def run(main: Callable[[], Any]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        end_at_once()
+
+
+def end_at_once() -> NoReturn:
+    """End a process of several well, but leave out the interpreter's own end.
+
+    A thread of gloo that still wants to give back an object then aborts the process, and torchrun ends the others with
+    it (https://github.com/pytorch/pytorch/pull/179291).
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def end_with_parent(parent: int) -> None:

@@ -106,7 +106,7 @@ def train_and_save(trainer, resume_from_checkpoint: str | None) -> None:
             os.replace(file, output_dir / file.name)
         partial.rmdir()
         draw_loss(trainer.state.log_history, output_dir / "loss.png")
-    trainer.accelerator.end_training()  # a process that ends with open connections to others may abort
+    trainer.accelerator.end_training()
 
 
 def draw_loss(history: Sequence[dict], path: Path) -> None:

@@ -1,8 +1,13 @@
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from knowlm.cli import run, run_fire
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -66,3 +71,24 @@ def test_a_users_error_is_one_line_and_code_1(capsys):
         run(fail)
     assert exit.value.code == 1
     assert capsys.readouterr().err.endswith("error: file.txt: is odd\n")
+
+
+def test_one_process_of_several_ends_without_the_interpreters_own_end():
+    code = """
+import atexit
+from knowlm.cli import run
+
+class Kept:
+    def __del__(self):
+        print("taken down")
+
+kept = Kept()
+atexit.register(print, "handlers are called")
+run(lambda: print("done"))
+"""
+    for processes, more in ((1, "taken down\n"), (2, "")):
+        environment = os.environ | {"WORLD_SIZE": str(processes)}
+        result = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=REPOSITORY, capture_output=True, text=True
+        )
+        assert (result.returncode, result.stdout) == (0, f"done\nhandlers are called\n{more}"), result.stderr
