@@ -32,8 +32,8 @@ INSTEAD = {
     "GPUS=8": "GPUS=2",
     "NODES=3 HOSTFILE=host.txt ": "",
     "./cluster-pretrained": "./cluster-pretrained --fp16 False --max_steps 1",
-    "./cluster-lora": "./cluster-lora --num_epochs 0.1 --val_set_size 16",
-    "--val_set_size 100": "--val_set_size 100 --num_epochs 0.3",
+    "./cluster-lora": "./cluster-lora --num_epochs 0.05 --val_set_size 16 --batch_size 16",
+    "--val_set_size 100": "--val_set_size 16 --num_epochs 0.05 --batch_size 16",
     "--report ./report": "--report ./report --max_new_tokens 4",
 }
 LONG_ANSWERS = ("examples/generate_finetune.py", "examples/generate_lora.py")  # a random model never ends by itself
@@ -111,7 +111,7 @@ def start(command: str, url: str, answer: str, folder: Path, environment: dict) 
         server = subprocess.Popen(
             ["bash", "-c", command], cwd=folder, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while True:
         try:
             if answer in urllib.request.urlopen(url, timeout=5).read().decode():
