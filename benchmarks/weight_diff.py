@@ -37,9 +37,9 @@ def main() -> None:
         print(f"a pair of {size:.1f} GB each; seconds of wall time, CPU seconds, GB of memory")
         print("| what | wall s | CPU s | memory GB | time / cat | time / loading both |\n|---|---|---|---|---|---|")
         ours = [sys.executable, SCRIPT]
-        copy = f"cat {raw}/*.safetensors > /dev/null; cat {tuned}/*.safetensors > {folder}/copy; sync {folder}/copy"
+        copy = "cat raw/*.safetensors > /dev/null; cat tuned/*.safetensors > copy; sync copy"
         runs = {
-            "cat": ["bash", "-c", copy],
+            "cat": ["env", "-C", folder, "bash", "-c", copy],
             "loading both, make_diff": [sys.executable, __file__, "--only", raw, tuned, folder / "loaded"],
             "make_diff": [*ours, "make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", diff],
             "make_diff --exact": [*ours, "make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", diff],

@@ -41,15 +41,24 @@ class Shard:
                 count = self._file.write(content)
                 content, self._written = content[count:], self._written + count
         except OSError as error:
-            raise OSError(f"{self.path}: {error.strerror}; mend that, then repeat the command: it goes on") from None
+            raise self._told(error) from None
         if self._written - self._flushed >= FLUSH_BYTES:  # so that the fsync at the end has little to wait for
             os.posix_fadvise(self._file.fileno(), self._flushed, self._written - self._flushed, os.POSIX_FADV_DONTNEED)
             self._flushed = self._written
 
+    def _told(self, error: OSError) -> OSError:
+        return OSError(f"{self.path}: {error.strerror}; mend that, then repeat the command: it goes on")
+
+    def abandon(self) -> None:
+        self._file.close()
+
     def close(self) -> str:
         """The file's BLAKE3."""
         assert self._written == self.size, self.path
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._told(error) from None
         self._file.close()
         os.replace(self._partial, self.path)
         sync(self.path.parent)
@@ -77,7 +86,13 @@ class CheckpointWriter:
         kind: str = "model",
         dtype: str | None = None,
     ):
-        self.path, self.settings, self.specs, self.kind, self.dtype = Path(path), settings, dict(specs), kind, dtype
+        self.path, self.settings, self.specs, self.kind, self.dtype = (
+            Path(path).absolute(),
+            settings,
+            dict(specs),
+            kind,
+            dtype,
+        )
         self.job = json.loads(json.dumps({**job, "knowlm": __version__}))
         self._work = self.path.with_name(self.path.name + ".partial")
         self._job, self._journal, self.partial = (self._work / name for name in ("job.json", "shards.jsonl", "model"))
@@ -126,20 +141,45 @@ class CheckpointWriter:
 
     def _recall(self) -> None:
         """Take up the shards that a run of the same job finished."""
-        if not self._job.is_file() or read_json(self._job) != self.job:
+        self._make_room()
+        records = [record for line in self._journal_lines() if (record := self._checked(line))]
+        for record in records:
+            self.files[record["file"]] = {name: record[name] for name in ("bytes", "blake3")}
+            self.tensors |= record["tensors"]
+        write_text(self._journal, "".join(json.dumps(record) + "\n" for record in records))
+        if self.files:
+            print(f"{self.path}: going on behind {len(self.files)} of {len(self.shards)} shards", file=sys.stderr)
+
+    def _make_room(self) -> None:
+        """Begin a folder for this job's work; what is there of another job goes."""
+        theirs = {found.name for found in self._work.iterdir()} if self._work.is_dir() else set()
+        if theirs - {path.name + end for path in (self._job, self._journal, self.partial) for end in ("", ".partial")}:
+            raise ValueError(f"{self._work}: is needed for unfinished work and holds other things; move it away")
+        try:
+            is_ours = read_json(self._job) == self.job
+        except ValueError:  # a kill left none
+            is_ours = False
+        if not is_ours:
+            if self._journal.is_file():
+                print(f"{self.path}: beginning anew; what was unfinished had other settings or input", file=sys.stderr)
             shutil.rmtree(self._work, ignore_errors=True)
             self.partial.mkdir(parents=True)
             write_json(self._job, self.job)
-        lines = self._journal.read_bytes().splitlines(keepends=True) if self._journal.is_file() else []
-        records = [json.loads(line) for line in lines if line.endswith(b"\n")]  # else the kill cut it off
-        for record in records:
-            file = self.partial / record["file"]
-            if file.is_file() and hash_file(file, "blake3") == record["blake3"]:
-                self.files[record["file"]] = {name: record[name] for name in ("bytes", "blake3")}
-                self.tensors |= record["tensors"]
-        write_text(self._journal, "".join(json.dumps(it) + "\n" for it in records if it["file"] in self.files))
-        if self.files:
-            print(f"{self.path}: going on behind {len(self.files)} of {len(self.shards)} shards", file=sys.stderr)
+        for file in self.partial.glob("*.partial"):
+            file.unlink()
+
+    def _journal_lines(self) -> list[bytes]:
+        return self._journal.read_bytes().splitlines() if self._journal.is_file() else []
+
+    def _checked(self, line: bytes) -> dict | None:
+        """A line of the journal, if its shard is there and whole."""
+        try:
+            record = json.loads(line)
+            file, is_whole = record["file"], list(record["tensors"]) == self.shards[record["file"]]
+            is_whole = is_whole and hash_file(self.partial / file, "blake3") == record["blake3"]
+        except (ValueError, KeyError, TypeError, OSError):  # cut off by the kill, or the file is gone
+            return None
+        return record if is_whole else None
 
     def add(self, name: str, rows: torch.Tensor) -> None:
         """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added."""
@@ -191,12 +231,17 @@ class CheckpointWriter:
             finally:
                 self._thread.shutdown(cancel_futures=True)
                 self._bar.close()
+                for shard in self._open.values():
+                    shard.abandon()
             if not error_type:
                 self._publish()
             elif issubclass(error_type, ValueError):  # what is there came of the wrong input
                 shutil.rmtree(self._work, ignore_errors=True)
 
     def _publish(self) -> None:
+        for left in self.partial.iterdir():
+            if left.name not in self.shards:
+                left.unlink()  # of a kill amid what follows
         if len(self.shards) > 1:
             write_json(
                 self.partial / "model.safetensors.index.json",

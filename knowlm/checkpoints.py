@@ -1,8 +1,9 @@
 """Read model folders in pieces: memory holds a few megabytes of a tensor, however large the model."""
 
 import json
+import math
 import os
-import re
+import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import torch
 from blake3 import blake3
 
 from knowlm.files import read_json
-from knowlm.models import check_model_folder
+from knowlm.models import check_model_folder, find_weights
 
 DTYPES = {
     "F64": torch.float64,
@@ -39,8 +40,8 @@ T = TypeVar("T")
 
 
 class Piece(NamedTuple):
-    """Some rows of a tensor, ``first`` being the number of the first. They are overwritten once ``BEHIND`` more pieces
-    were taken. The last piece of a tensor has the BLAKE3 of the whole one's bytes.
+    """Some rows of a tensor (see ``as_rows``), ``first`` being the number of the first. They are overwritten once
+    ``BEHIND`` more pieces were taken. The last piece of a tensor has the BLAKE3 of the whole one's bytes.
     """
 
     name: str
@@ -62,10 +63,10 @@ class Stored:
     def read(self, first: int, rows: torch.Tensor) -> None:
         """Fill ``rows`` with those from number ``first`` on."""
         if isinstance(self.content, torch.Tensor):
-            rows.copy_(self.content[first : first + len(rows)] if self.shape else self.content)
+            rows.copy_(self.content[first : first + len(rows)])
             return
         buffer = as_bytes(rows)
-        position = self.offset + first * (buffer.nbytes // max(len(rows) if self.shape else 1, 1))
+        position = self.offset + first * (buffer.nbytes // max(len(rows), 1))
         while buffer.nbytes:
             count = os.preadv(self.content.fileno(), [buffer], position)
             if not count:
@@ -89,11 +90,22 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __enter__(self) -> "Checkpoint":
         self._open = ExitStack()
         self.stored: dict[str, Stored] = {}
-        self.files = find_weights(self.folder)
+        self.files, places = find_weights(self.folder)
         for file in self.files:
             found = self._safetensors(file) if file.suffix == ".safetensors" else _mapped(file)
-            # Old pickles hold the rotary frequencies, which are computed and no weights.
-            self.stored |= {name: it for name, it in found.items() if not name.endswith("rotary_emb.inv_freq")}
+            for name, it in found.items():
+                if name in self.stored and name not in places:
+                    raise ValueError(f"{file}: holds {name}, as {self.stored[name].file.name} does; remove one of them")
+                # Old pickles hold the rotary frequencies, which are computed and no weights.
+                if places.get(name, file.name) == file.name and not name.endswith("rotary_emb.inv_freq"):
+                    self.stored[name] = it
+        for name in places:
+            if name not in self.stored and not name.endswith("rotary_emb.inv_freq"):
+                raise ValueError(
+                    f"{self.folder / places[name]}: lacks {name}, which the index says it holds; get it again"
+                )
+        if not self.stored:
+            raise ValueError(f"{self.folder}: its files hold no weights; download them again")
         return self
 
     def _safetensors(self, file: Path) -> dict[str, Stored]:
@@ -120,11 +132,11 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         stored = self.find(name)
         tensor = torch.empty(stored.shape, dtype=stored.dtype)
         if tensor.numel():
-            stored.read(0, tensor)
+            stored.read(0, as_rows(tensor))
         return tensor
 
     def find(self, name: str) -> Stored:
-        """A model with tied embeddings stores only one of the two."""
+        """Where a tensor is, a KeyError if nowhere. A model with tied embeddings stores only one of the two."""
         if name not in self.stored and name == OUTPUT_EMBEDDING and self.config.get("tie_word_embeddings"):
             name = INPUT_EMBEDDING
         return self.stored[name]
@@ -140,14 +152,14 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _pieces(self, names: list[str], together: int) -> Iterator[Piece]:
         plans = {name: (self.find(name), rows_at_once(self.find(name).shape, together)) for name in names}
-        sizes = [rows * row_bytes(stored) for stored, rows in plans.values()]
+        sizes = [rows * math.prod(stored.shape[1:][-1:]) * stored.dtype.itemsize for stored, rows in plans.values()]
         ring = [torch.empty(max(sizes, default=0), dtype=torch.uint8) for _ in range(AHEAD + 1 + BEHIND)]
         number = 0
         for name, (stored, rows) in plans.items():
-            hasher, total = blake3(), stored.shape[0] if stored.shape else 1
+            hasher, (total, *width) = blake3(), shape_in_rows(stored.shape)
             for first in range(0, max(total, 1), rows):
-                shape = (min(rows, total - first), *stored.shape[1:]) if stored.shape else ()
-                size = torch.Size(shape).numel() * stored.dtype.itemsize
+                shape = (min(rows, total - first), *width)
+                size = math.prod(shape) * stored.dtype.itemsize
                 piece = ring[number % len(ring)][:size].view(stored.dtype).view(shape)
                 if size:
                     stored.read(first, piece)
@@ -170,22 +182,6 @@ def in_file_order(model: Checkpoint) -> list[str]:
     return sorted(model, key=lambda name: (str(model.stored[name].file), model.stored[name].offset, name))
 
 
-def find_weights(folder: Path) -> list[Path]:
-    """The files of a model's weights: those that an index names, else all ``.safetensors``, else the pickles."""
-    for name in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
-        if (folder / name).is_file():
-            return [folder / file for file in sorted(set(read_json(folder / name).get("weight_map", {}).values()))]
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    for file in files:
-        if match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", file.name):
-            for number in range(1, int(match[2]) + 1):
-                shard = folder / f"{match[1]}-{number:05d}-of-{match[2]}{match[3]}"
-                if shard not in files:
-                    fact = f"{file.name} is one of {int(match[2])}"
-                    raise ValueError(f"{shard}: missing, though {fact}; download it again")
-    return files
-
-
 def read_header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
     """(name, dtype, shape, offset in the file) of each tensor of a safetensors file that ``check_safetensors`` passed.
 
@@ -206,31 +202,42 @@ def read_header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int
 
 def _mapped(file: Path) -> dict[str, Stored]:
     tensors = {name: tensor.detach() for name, tensor in load_pickle(file).items()}
-    return {name: Stored(file, tensor.dtype, tuple(tensor.shape), tensor) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
+            raise ValueError(f"{file}: {name} has type {tensor.dtype}; {', '.join(DTYPES)} are supported")
+    return {name: Stored(file, tensor.dtype, tuple(tensor.shape), as_rows(tensor)) for name, tensor in tensors.items()}
 
 
 def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``torch.save`` file, mapped into memory; ValueError if it holds anything else."""
     try:
-        found = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        is_mapped = zipfile.is_zipfile(file)  # as PyTorch writes since 1.6; older ones are read whole
+        found = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors alike
         raise ValueError(
             f"{file}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
             "nothing of it was run; download it again"
         ) from None
-    if not isinstance(found, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
+    ):
         raise ValueError(f"{file}: holds something else than a model's tensors by name; download it again")
     return found
 
 
+def shape_in_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(rows, numbers of a row): all dimensions but the last are taken together; (numbers,) where there is only one."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape),)
+
+
+def as_rows(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.reshape(shape_in_rows(tuple(tensor.shape)))
+
+
 def rows_at_once(shape: tuple[int, ...], together: int = 1) -> int:
     """A multiple of ``together``; the same for one shape in any dtype, so that two models' pieces fit together."""
-    rows = PIECE // max(torch.Size(shape[1:]).numel(), 1)
+    rows = PIECE // max(math.prod(shape[1:][-1:]), 1)
     return max(rows // together, 1) * together
-
-
-def row_bytes(stored: Stored) -> int:
-    return torch.Size(stored.shape[1:]).numel() * stored.dtype.itemsize
 
 
 def as_bytes(tensor: torch.Tensor) -> memoryview:
@@ -250,9 +257,9 @@ def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
 
 def check_same_tensors(one: Checkpoint, other: Checkpoint) -> None:
     """Raise ValueError naming the first tensor that only one of the two has, or has in another shape."""
-    for name in sorted({*one, *other} - {OUTPUT_EMBEDDING}):
+    for name in sorted({*one, *other}):
         for here, there in ((one, other), (other, one)):
-            if name not in here:
+            if name not in here and not (name == OUTPUT_EMBEDDING and here.config.get("tie_word_embeddings")):
                 raise ValueError(f"{here.folder}: lacks {name}, which {there.folder} has; the two aren't one model's")
         if one.spec(name)[1] != other.spec(name)[1]:
             raise ValueError(

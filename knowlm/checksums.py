@@ -4,11 +4,11 @@ import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
 from blake3 import blake3
 
-from knowlm.files import require_file
+from knowlm.files import inner_name, require_file
 from knowlm.manifest import open_manifest
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "tools/checksums"
@@ -67,14 +67,6 @@ def read_files(path: Path) -> dict[str, Checksum]:
     if not files:
         raise ValueError(f"{path}: lists no files; a manifest of weight_diff.py is needed")
     return files
-
-
-def inner_name(name: str, where: str) -> str:
-    """``name`` in its plain form; ValueError if it may leave the folder, here or on Windows."""
-    plain, windows = PurePosixPath(name), PureWindowsPath(name)
-    if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts or plain == PurePosixPath("."):
-        raise ValueError(f"{where}: {name} lies outside the folder; only files inside are checked")
-    return plain.as_posix()
 
 
 def published_sets() -> dict[str, Path]:

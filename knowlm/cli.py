@@ -12,7 +12,15 @@ import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any, NoReturn, get_args, get_origin
+
+VALUES: dict[type, tuple[str, Callable[[str], Any]]] = {  # what a flag needs, and how its text is read
+    str: ("text", str),
+    int: ("a whole number", int),
+    float: ("a number", float),
+    bool: ("True or False", lambda text: {"true": True, "false": False}[text.lower()]),
+}
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -102,8 +110,28 @@ def run_fire(component: Callable | Mapping[str, Callable], doc: str) -> None:
     _check_flags(function, arguments)
 
     import fire
+    from fire.decorators import SetParseFns
 
-    run(lambda: fire.Fire(function, command=arguments))
+    readers = {name: reader_of(name, p.annotation) for name, p in inspect.signature(function).parameters.items()}
+    typed = SetParseFns(**{name: reader for name, reader in readers.items() if reader})(function)
+    run(lambda: fire.Fire(typed, command=arguments))
+
+
+def reader_of(name: str, annotation: Any) -> Callable[[str], Any] | None:
+    """How a flag's text becomes a value of the annotated type, for plain types; fire would guess: 2023 a number."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    kinds = [part for part in get_args(kind) or [kind] if part is not NoneType]
+    if len(kinds) != 1 or kinds[0] not in VALUES:
+        return None
+    needed, read = VALUES[kinds[0]]
+
+    def read_or_refuse(text: str) -> Any:
+        try:
+            return None if text == "None" and NoneType in get_args(kind) else read(text)
+        except (ValueError, KeyError):
+            refuse(f"--{name} {text}: {needed} is needed")
+
+    return read_or_refuse
 
 
 def _check_flags(function: Callable, arguments: list[str]) -> None:

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
@@ -93,6 +93,14 @@ def require_file(path: str | Path) -> Path:
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else [])
     hint = f"did you mean {path.parent / near[0]}?" if near else "check the path"
     raise ValueError(f"{path}: no such file; {hint}")
+
+
+def inner_name(name: str, where: str) -> str:
+    """``name`` in its plain form; ValueError if it may leave the folder, here or on Windows."""
+    plain, windows = PurePosixPath(name), PureWindowsPath(name)
+    if plain.is_absolute() or windows.drive or windows.root or ".." in windows.parts or plain == PurePosixPath("."):
+        raise ValueError(f"{where}: {name} lies outside the folder; only files inside are checked")
+    return plain.as_posix()
 
 
 def require_space(folder: str | Path, needed: int) -> None:

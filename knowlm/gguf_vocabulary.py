@@ -84,7 +84,12 @@ def read_vocabulary(folder: str | Path, size: int) -> Vocabulary:
         raise ValueError(
             f"{folder}: holds neither tokenizer.json nor tokenizer.model; copy the model's tokenizer there"
         )
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # the library has many
+        raise ValueError(
+            f"{folder}: its tokenizer doesn't load ({type(error).__name__}); copy its files anew"
+        ) from None
     if (folder / "tokenizer.json").is_file():
         vocabulary = from_tokenizer_json(folder, json.loads(tokenizer.backend_tokenizer.to_str()), size)
         ids = tokenizer("a").input_ids

@@ -5,13 +5,17 @@ from pathlib import Path
 
 import torch
 
-from knowlm.checkpoints import OUTPUT_EMBEDDING, Checkpoint, Piece, identity, load_pickle
+from knowlm.checkpoints import INPUT_EMBEDDING, OUTPUT_EMBEDDING, Checkpoint, Piece, identity, load_pickle
 from knowlm.files import read_json
 from knowlm.models import check_adapter_folder, check_safetensors
 
 PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector)(\.default)?(\.\w+)?")
 # Settings under which a base weight becomes something else than said above.
-UNKNOWN = ("alora_invocation_tokens", "layer_replication", "target_parameters", "trainable_token_indices", "use_qalora")
+UNKNOWN = (
+    *("alora_invocation_tokens", "kasa_config", "layer_replication", "monteclora_config", "target_parameters"),
+    *("trainable_token_indices", "use_bdlora", "use_qalora"),
+)
+CONV1D = ("gpt2", "imagegpt", "openai-gpt")  # model types whose linear layers have transposed weights
 
 
 class Adapter:
@@ -25,11 +29,7 @@ class Adapter:
         self.folder = Path(folder)
         check_adapter_folder(str(folder))
         self.config = read_json(self.folder / "adapter_config.json")
-        for option in UNKNOWN:
-            if self.config.get(option):
-                raise ValueError(f"{folder}: {option} is set, which can't be merged a weight at a time; use peft")
-        if re.match("pissa|olora|corda|loftq|lora_ga", str(self.config.get("init_lora_weights", "")).lower()):
-            raise ValueError(f"{folder}: trained on changed base weights; save it as plain LoRA with peft")
+        self._check_config()
         self.saved: dict[str, torch.Tensor] = {}  # weights that replace those of the base
         self.parts: dict[str, dict[str, torch.Tensor]] = {}  # by base weight: A, B, magnitude
         self.norms: dict[str, torch.Tensor] = {}  # of a transposed weight's columns, for DoRA
@@ -37,6 +37,22 @@ class Adapter:
             self._sort_in(name, tensor.detach())
         if not self.parts and not self.saved:
             raise ValueError(f"{folder}: holds no LoRA weights; tune or download it again")
+
+    def _check_config(self) -> None:
+        file, config = self.folder / "adapter_config.json", self.config
+        numbers = [config.get("r"), config.get("lora_alpha")] if isinstance(config, dict) else [None]
+        patterns = [config.get(name) or {} for name in ("rank_pattern", "alpha_pattern")] if len(numbers) > 1 else []
+        if not all(isinstance(number, int | float) and number for number in numbers) or not all(
+            isinstance(pattern, dict) for pattern in patterns
+        ):
+            raise ValueError(f"{file}: not the settings of a LoRA adapter (r, lora_alpha, patterns); download it again")
+        if config.get("peft_type", "LORA") != "LORA":
+            raise ValueError(f"{file}: a {config['peft_type']} adapter, which can't be merged here; use peft")
+        for option in UNKNOWN:
+            if config.get(option):
+                raise ValueError(f"{file}: {option} is set, which can't be merged a weight at a time; use peft")
+        if re.match("pissa|olora|corda|loftq|lora_ga", str(config.get("init_lora_weights", "")).lower()):
+            raise ValueError(f"{file}: trained on changed base weights; save it as plain LoRA with peft")
 
     def identity(self) -> list:
         """Tells the adapter's files from any others, by their sizes and times."""
@@ -68,6 +84,17 @@ class Adapter:
 
     def check_fits(self, base: Checkpoint) -> None:
         """Raise ValueError naming the first weight that ``base`` lacks or has in another shape."""
+        if "quantization_config" in base.config:
+            raise ValueError(f"{base.folder}: its weights are quantized; merge into the model they were made from")
+        self._has_conv1d = base.config["model_type"] in CONV1D
+        if (
+            base.config.get("tie_word_embeddings")
+            and INPUT_EMBEDDING in self.saved
+            and INPUT_EMBEDDING not in self.parts
+        ):
+            raise ValueError(
+                f"{self.folder}: has its own {INPUT_EMBEDDING}, which {base.folder} ties to its output; use peft"
+            )
         for name in sorted({*self.parts, *self.saved}):
             if name == OUTPUT_EMBEDDING and name not in base and base.config.get("tie_word_embeddings"):
                 raise ValueError(f"{self.folder}: adapts {name}, which {base.folder} ties to its embeddings; use peft")
@@ -99,7 +126,8 @@ class Adapter:
         return shape[::-1] if self._is_transposed(name) else shape
 
     def _is_transposed(self, name: str) -> bool:
-        return bool(self.config.get("fan_in_fan_out")) or "is_embedding" in self.parts[name]
+        """As peft: by the kind of layer, whatever ``fan_in_fan_out`` says."""
+        return (self._has_conv1d and name != OUTPUT_EMBEDDING) or "is_embedding" in self.parts[name]
 
     def merged(self, piece: Piece, base: Checkpoint) -> torch.Tensor:
         """What becomes of these rows: fp32 where they are adapted, else as they are."""

@@ -26,6 +26,15 @@ def open_manifest(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("blake3", None) != digest_of(content):
         raise ValueError(f"{path}: damaged, it doesn't have its own BLAKE3; download it again")
+    facts = {"files": {"bytes", "blake3"}, "tensors": {"file", "shape", "dtype", "blake3"}}
+    if "difference" in str(content.get("kind")):
+        facts["tensors"] |= {"base", "tuned"}
+    for part, names in facts.items():
+        listed = content.get(part)
+        if not isinstance(listed, dict) or not all(
+            isinstance(it, dict) and names <= it.keys() for it in listed.values()
+        ):
+            raise ValueError(f"{path}: has no {part} as weight_diff.py tells them; make it again")
     return content
 
 

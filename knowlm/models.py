@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from knowlm.files import read_json
+from knowlm.files import inner_name, read_json
 
 
 def check_model_folder(path: str) -> None:
@@ -23,18 +23,48 @@ def check_model_folder(path: str) -> None:
         raise ValueError(
             f"{path}: no config.json, so not a Hugging Face model folder; convert or download the model first"
         )
-    if "model_type" not in read_json(folder / "config.json"):
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict) or "model_type" not in config:
         raise ValueError(f"{folder / 'config.json'}: names no model_type; download it again")
-    for index in folder.glob("*.index.json"):
-        for shard in sorted(set(read_json(index).get("weight_map", {}).values())):
-            if not (folder / shard).is_file():
-                raise ValueError(f"{folder / shard}: missing, though {index.name} names it; download it again")
-    weights = [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]
-    if not weights:
-        raise ValueError(f"{path}: holds no weights (*.safetensors or pytorch_model*.bin); download it again")
-    for file in weights:
+    for file in find_weights(folder)[0]:
         if file.suffix == ".safetensors":
             check_safetensors(file)
+
+
+def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """A model's weight files, and which of them an index says holds each tensor; found in transformers' order.
+
+    Raises ValueError naming what is missing: a shard, or all weights.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        if (folder / name).is_file():
+            return [folder / name], {}
+        if (folder / f"{name}.index.json").is_file():
+            return read_index(folder / f"{name}.index.json")
+    files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
+    files = files or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder}: holds no weights (*.safetensors or pytorch_model*.bin); download it again")
+    for file in files:
+        if match := re.fullmatch(r"(.+)-\d{5}-of-(\d{5})(\.\w+)", file.name):
+            for number in range(1, int(match[2]) + 1):
+                shard = folder / f"{match[1]}-{number:05d}-of-{match[2]}{match[3]}"
+                if shard not in files:
+                    fact = f"{file.name} is one of {int(match[2])}"
+                    raise ValueError(f"{shard}: missing, though {fact}; download it again")
+    return files, {}
+
+
+def read_index(index: Path) -> tuple[list[Path], dict[str, str]]:
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index}: not an index of a model's shards; download it again")
+    files = [index.parent / inner_name(file, str(index)) for file in sorted(set(places.values()))]
+    for file in files:
+        if not file.is_file():
+            raise ValueError(f"{file}: missing, though {index.name} names it; download it again")
+    return files, places
 
 
 def check_safetensors(file: Path) -> None:

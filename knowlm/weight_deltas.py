@@ -5,8 +5,18 @@ from collections.abc import Iterator
 import torch
 
 from knowlm.checkpoint_writer import CheckpointWriter
-from knowlm.checkpoints import DTYPE_NAMES, DTYPES, Checkpoint, Piece, Spec, in_file_order
+from knowlm.checkpoints import (
+    DTYPE_NAMES,
+    DTYPES,
+    OUTPUT_EMBEDDING,
+    Checkpoint,
+    Piece,
+    Spec,
+    check_same_tensors,
+    in_file_order,
+)
 from knowlm.checksums import hash_file
+from knowlm.files import inner_name
 from knowlm.manifest import MANIFEST, read_manifest
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes; sums of these wrap around
@@ -45,47 +55,59 @@ class Difference:
 
     def __init__(self, raw: Checkpoint, diff: Checkpoint):
         self.raw, self.diff, self.manifest = raw, diff, read_manifest(diff.folder)
-        self.tensors: dict[str, dict] = self.manifest["tensors"] if self.manifest else {}
-        if self.manifest and self.manifest.get("kind") not in (EXACT, PLAIN):
-            raise ValueError(
-                f"{diff.folder}: holds no difference but a {self.manifest.get('kind')}; name the difference"
-            )
-        self.check_files()
-        self.check_specs()
+        self.tensors: dict[str, dict] = {}
+        if self.manifest:
+            if self.manifest.get("kind") not in (EXACT, PLAIN):
+                raise ValueError(f"{diff.folder}: holds a {self.manifest.get('kind')}; name the difference's folder")
+            self.tensors = self.manifest["tensors"]
+            self.check_files(self.manifest["files"])
+            self.check_specs()
+        check_same_tensors(raw, diff)
         self.tuned = {name: (self._tuned_dtype(name), diff.spec(name)[1]) for name in in_file_order(diff)}
 
-    def check_files(self) -> None:
+    def check_files(self, files: dict) -> None:
         """Raise ValueError naming the first file beside the weights that is missing or isn't that of the manifest."""
-        for name, told in self.manifest["files"].items() if self.manifest else ():
-            path = self.diff.folder / name
+        for name, told in files.items():
+            path = self.diff.folder / inner_name(name, str(self.diff.folder / MANIFEST))
             if not path.is_file():
                 raise ValueError(f"{path}: missing, though {MANIFEST} names it; download it again")
             if path not in self.diff.files and hash_file(path, "blake3") != told["blake3"]:
                 raise ValueError(f"{path}: damaged, it isn't what {MANIFEST} says; download it again")
 
     def check_specs(self) -> None:
-        """Raise ValueError where shapes or types aren't those of the manifest."""
+        """Raise ValueError naming the file where names, shapes or types aren't those of the manifest."""
         for name, told in self.tensors.items():
-            if name not in self.diff:
-                raise ValueError(f"{self.diff.folder / told['file']}: lacks {name}; download it again")
-            for model, expected in ((self.diff, told), (self.raw, {"shape": told["shape"], **told["base"]})):
-                dtype, shape = model.spec(name)
-                if (DTYPE_NAMES[dtype], list(shape)) != (expected["dtype"], expected["shape"]):
-                    raise ValueError(
-                        f"{model.find(name).file}: {name} is {DTYPE_NAMES[dtype]} {list(shape)}; "
-                        f"the difference was made with {expected['dtype']} {expected['shape']}; name that model"
-                    )
+            own = self.diff.folder / told["file"]
+            if name not in self.diff or self._described(self.diff, name) != (told["dtype"], told["shape"]):
+                raise ValueError(f"{own}: damaged, {name} isn't what {MANIFEST} says; download it again")
+            if name in self.raw and self._described(self.raw, name) != (told["base"]["dtype"], told["shape"]):
+                dtype, shape = self._described(self.raw, name)
+                raise ValueError(
+                    f"{self.raw.find(name).file}: {name} is {dtype} {shape}; the difference was made with "
+                    f"{told['base']['dtype']} {told['shape']}; name that model"
+                )
+        for name in self.raw:
+            if name not in self.tensors and name != OUTPUT_EMBEDDING:
+                file = self.raw.find(name).file
+                raise ValueError(
+                    f"{file}: holds {name}, which the difference's base hadn't; damaged, or another model's"
+                )
+
+    @staticmethod
+    def _described(model: Checkpoint, name: str) -> tuple[str, list[int]]:
+        dtype, shape = model.spec(name)
+        return DTYPE_NAMES[dtype], list(shape)
 
     def is_exact(self, name: str) -> bool:
         if self.manifest:
             return self.manifest["kind"] == EXACT
-        return not self.diff.spec(name)[0].is_floating_point
+        return self.raw.spec(name)[0].is_floating_point and not self.diff.spec(name)[0].is_floating_point
 
     def _tuned_dtype(self, name: str) -> torch.dtype:
         if name in self.tensors:
             return DTYPES[self.tensors[name]["tuned"]["dtype"]]
         dtype = self.diff.spec(name)[0]
-        if dtype.is_floating_point:
+        if not self.is_exact(name):
             return dtype
         names = (self.diff.config.get("dtype"), self.diff.config.get("torch_dtype"))
         half = torch.bfloat16 if "bfloat16" in names else torch.float16

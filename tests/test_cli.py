@@ -31,6 +31,27 @@ def greet(name: str, loud: bool = False, times: int = 1) -> None:
     print((name.upper() if loud else name) * times)
 
 
+def add(count: int, scale: float | None = None, name: str = "") -> None:
+    print(repr((count, scale, name)))
+
+
+def test_values_have_the_annotated_types(call):
+    assert call(add, "--count", "2", "--scale", "1", "--name", "2023")[:2] == (0, "(2, 1.0, '2023')\n")
+    assert call(add, "--count", "2", "--scale", "None", "--name", "1e5")[:2] == (0, "(2, None, '1e5')\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--count", "two"], "--count two: a whole number is needed"),
+        (["--count", "1", "--scale", "1,5"], "--scale 1,5: a number is needed"),
+    ],
+)
+def test_a_value_of_another_type_stops_before_the_work(call, arguments, message):
+    code, out, error = call(add, *arguments)
+    assert (code, out) == (2, "") and message in error
+
+
 def test_flags_reach_the_function(call):
     assert call(greet, "--name", "ab", "--loud", "--times=2")[:2] == (0, "ABAB\n")
     assert call(greet, "--name=ab", "--noloud")[:2] == (0, "ab\n")

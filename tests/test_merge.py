@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import pytest
@@ -58,6 +59,8 @@ def base_of(tiny_llama, tmp_path_factory):
         ("float32", {"target_modules": ["embed_tokens", "v_proj"], "use_dora": True}),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
         ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
+        ("gpt2", {"target_modules": ["attn.c_proj"]}),  # square, and peft corrects the flag
+        ("float32", {"target_modules": ["up_proj"], "fan_in_fan_out": True}),
         ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True, "bias": "all"}),
         ("gpt2", {"target_modules": ["c_attn"], "fan_in_fan_out": True, "lora_bias": True}),
     ],
@@ -131,6 +134,23 @@ def test_an_adapter_that_does_not_fit_is_refused(tiny_llama, tmp_path, config, s
     with pytest.raises(ValueError, match=message):
         weight_diff.merge(str(tiny_llama), str(tmp_path / "lora"), str(tmp_path / "merged"))
     assert not list(tmp_path.glob("merged*"))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [({"tie_word_embeddings": True}, "ties to its output"), ({"quantization_config": {}}, "weights are quantized")],
+)
+def test_a_base_that_would_become_another_model_is_refused(tiny_llama, tmp_path, config, message):
+    shutil.copytree(tiny_llama, tmp_path / "base")
+    (tmp_path / "base/config.json").write_text(
+        json.dumps(json.loads((tmp_path / "base/config.json").read_text()) | config)
+    )
+    (tmp_path / "lora").mkdir()
+    weights = {"base_model.model.model.embed_tokens.weight": torch.ones(600, 64)}
+    save_file(weights, tmp_path / "lora/adapter_model.safetensors")
+    (tmp_path / "lora/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
+    with pytest.raises(ValueError, match=message):
+        weight_diff.merge(str(tmp_path / "base"), str(tmp_path / "lora"), str(tmp_path / "merged"))
 
 
 def test_an_unknown_weight_in_an_adapter_is_named(tiny_llama, tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from knowlm.cli import ArgumentParser, run
-from knowlm.files import read_json, require_file, require_new, require_space, write_json
+from knowlm.files import read_json, require_file, require_new, write_json
 
 NUM_SHARDS = {"7B": 1, "13B": 2, "30B": 4, "65B": 8, "70B": 8}
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # ids 0, 1, 2
@@ -46,7 +46,6 @@ def main() -> None:
     files = find_shards(source, args.model_size)
     beside = source / "tokenizer.model"
     tokenizer = beside if beside.is_file() else require_file(source.absolute().parent / "tokenizer.model")
-    require_space(args.output_dir, sum(file.stat().st_size for file in files))
     if not args.skip_checks:
         check_md5s(source / "checklist.chk")
         check_md5s(tokenizer.with_name("tokenizer_checklist.chk"))

@@ -28,7 +28,6 @@ def main() -> None:
     output = Path(args.output)
     modelfile = output.with_suffix(".Modelfile")
     require_new(output)
-    require_new(modelfile)
 
     from knowlm.checkpoints import Checkpoint
     from knowlm.gguf_vocabulary import read_vocabulary
@@ -41,7 +40,7 @@ def main() -> None:
         require_space(output, size)
         with locked(output), replacing(output) as partial:
             write_gguf(partial, args.type, checkpoint, config, vocabulary, plan)
-    write_text(modelfile, modelfile_for(output, config, vocabulary.eos_token))
+            write_text(modelfile, modelfile_for(output, config, vocabulary.eos_token))
     print(f"{output}: {len(plan)} tensors in {args.type}, {size / 1e9:.2f} GB; for Ollama {modelfile}")
 
 
