@@ -86,13 +86,8 @@ class CheckpointWriter:
         kind: str = "model",
         dtype: str | None = None,
     ):
-        self.path, self.settings, self.specs, self.kind, self.dtype = (
-            Path(path).absolute(),
-            settings,
-            dict(specs),
-            kind,
-            dtype,
-        )
+        self.path, self.settings, self.specs = Path(path).absolute(), settings, dict(specs)
+        self.kind, self.dtype = kind, dtype
         self.job = json.loads(json.dumps({**job, "knowlm": __version__}))
         self._work = self.path.with_name(self.path.name + ".partial")
         self._job, self._journal, self.partial = (self._work / name for name in ("job.json", "shards.jsonl", "model"))
@@ -142,7 +137,8 @@ class CheckpointWriter:
     def _recall(self) -> None:
         """Take up the shards that a run of the same job finished."""
         self._make_room()
-        records = [record for line in self._journal_lines() if (record := self._checked(line))]
+        lines = self._journal.read_bytes().splitlines() if self._journal.is_file() else []
+        records = [record for line in lines if (record := self._checked(line))]
         for record in records:
             self.files[record["file"]] = {name: record[name] for name in ("bytes", "blake3")}
             self.tensors |= record["tensors"]
@@ -167,9 +163,6 @@ class CheckpointWriter:
             write_json(self._job, self.job)
         for file in self.partial.glob("*.partial"):
             file.unlink()
-
-    def _journal_lines(self) -> list[bytes]:
-        return self._journal.read_bytes().splitlines() if self._journal.is_file() else []
 
     def _checked(self, line: bytes) -> dict | None:
         """A line of the journal, if its shard is there and whole."""
@@ -262,7 +255,7 @@ class CheckpointWriter:
         if self.path.exists():
             self.path.rmdir()
         os.replace(self.partial, self.path)
-        sync(self.path.absolute().parent)
+        sync(self.path.parent)
         shutil.rmtree(self._work)
 
 

@@ -97,13 +97,12 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 if name in self.stored and name not in places:
                     raise ValueError(f"{file}: holds {name}, as {self.stored[name].file.name} does; remove one of them")
                 # Old pickles hold the rotary frequencies, which are computed and no weights.
-                if places.get(name, file.name) == file.name and not name.endswith("rotary_emb.inv_freq"):
+                is_meant = self.folder / places.get(name, file.name) == file
+                if is_meant and not name.endswith("rotary_emb.inv_freq"):
                     self.stored[name] = it
         for name in places:
             if name not in self.stored and not name.endswith("rotary_emb.inv_freq"):
-                raise ValueError(
-                    f"{self.folder / places[name]}: lacks {name}, which the index says it holds; get it again"
-                )
+                raise ValueError(f"{self.folder / places[name]}: lacks {name}, unlike its index says; get it again")
         if not self.stored:
             raise ValueError(f"{self.folder}: its files hold no weights; download them again")
         return self

@@ -270,7 +270,7 @@ def test_an_index_decides_which_shard_a_tensor_is_taken_from(pair, tmp_path):
     expected = weights_of(pair[0])
     assert all(torch.equal(expected[name], w) for name, w in load_file(one).items())
     save_file({"z": torch.ones(1)}, one)
-    with pytest.raises(ValueError, match=rf"{one}: lacks .*, which the index says"):
+    with pytest.raises(ValueError, match=rf"{one}: lacks .*, unlike its index says"):
         weight_diff.make_diff(*map(str, pair), str(tmp_path / "diff"))
 
 
