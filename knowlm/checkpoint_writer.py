@@ -21,7 +21,6 @@ from knowlm.files import locked, read_json, require_new, require_space, sync, wr
 from knowlm.manifest import MANIFEST, write_manifest
 
 SHARD_BYTES = 2 * 10**9
-FLUSH_BYTES = 1 << 26  # written, before the disk is asked to begin with them
 
 
 class Shard:
@@ -29,7 +28,7 @@ class Shard:
 
     def __init__(self, path: Path, specs: Mapping[str, Spec]):
         self.path, self._partial = path, path.with_name(path.name + ".partial")
-        self._file, self._hasher, self._written, self._flushed = self._partial.open("wb", buffering=0), blake3(), 0, 0
+        self._file, self._hasher, self._written = self._partial.open("wb", buffering=0), blake3(), 0
         head = header(specs)
         self.size = len(head) + sum(map(size_of, specs.values()))
         self.write(memoryview(head))
@@ -42,9 +41,6 @@ class Shard:
                 content, self._written = content[count:], self._written + count
         except OSError as error:
             raise self._told(error) from None
-        if self._written - self._flushed >= FLUSH_BYTES:  # so that the fsync at the end has little to wait for
-            os.posix_fadvise(self._file.fileno(), self._flushed, self._written - self._flushed, os.POSIX_FADV_DONTNEED)
-            self._flushed = self._written
 
     def _told(self, error: OSError) -> OSError:
         return OSError(f"{self.path}: {error.strerror}; mend that, then repeat the command: it goes on")
@@ -129,7 +125,8 @@ class CheckpointWriter:
                 shutil.rmtree(self._work)
             raise
         self._waiting: deque[Future] = deque()
-        self._thread = ThreadPoolExecutor(1)
+        self._thread, self._disk = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._kept: list[Future] = []  # shards on their way to the disk
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         self._open: dict[str, Shard] = {}  # one at most
         self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
@@ -191,6 +188,8 @@ class CheckpointWriter:
         """Return when everything added is written."""
         while self._waiting:
             self._waiting.popleft().result()
+        for kept in self._kept:
+            kept.result()
 
     def _append(self, name: str, rows: torch.Tensor) -> None:
         assert rows.dtype == self.specs[name][0], name
@@ -206,15 +205,17 @@ class CheckpointWriter:
         file = self._file_of[name]
         own = {"file": file, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
         self.tensors[name] = {**own, "blake3": self._hashers.pop(name).hexdigest(), **facts}
-        names = self.shards[file]
-        if name == names[-1]:
-            shard = self._open.pop(file)
-            self.files[file] = {"bytes": shard.size, "blake3": shard.close()}
-            record = {"file": file, **self.files[file], "tensors": {name: self.tensors[name] for name in names}}
-            with self._journal.open("ab") as journal:
-                journal.write(json.dumps(record).encode() + b"\n")
-                journal.flush()
-                os.fsync(journal.fileno())
+        if name == self.shards[file][-1]:  # the next shard begins while this one goes to the disk
+            self._kept.append(self._disk.submit(self._keep, file, self._open.pop(file)))
+
+    def _keep(self, file: str, shard: Shard) -> None:
+        facts = {"bytes": shard.size, "blake3": shard.close()}
+        record = {"file": file, **facts, "tensors": {name: self.tensors[name] for name in self.shards[file]}}
+        with self._journal.open("ab") as journal:
+            journal.write(json.dumps(record).encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self.files[file] = facts
 
     def __exit__(self, error_type, *_) -> None:
         with self._stack:
@@ -223,6 +224,7 @@ class CheckpointWriter:
                     self.wait()
             finally:
                 self._thread.shutdown(cancel_futures=True)
+                self._disk.shutdown()
                 self._bar.close()
                 for shard in self._open.values():
                     shard.abandon()

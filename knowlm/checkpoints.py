@@ -32,7 +32,7 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}  # as safetensors calls them
 OUTPUT_EMBEDDING, INPUT_EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
-PIECE = 1 << 20  # elements read at once
+PIECE = 1 << 18  # elements read at once: they stay in the cache from reading to writing
 AHEAD = BEHIND = 2  # pieces that are read before they are needed, and that may wait to be written
 
 Spec = tuple[torch.dtype, tuple[int, ...]]

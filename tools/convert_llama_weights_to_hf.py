@@ -9,6 +9,7 @@ behind the shards that were. Meta's MD5 lists are checked first.
 
 import hashlib
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # reading, arithmetic and writing have a thread each
 
 from knowlm.cli import ArgumentParser, run
 from knowlm.files import read_json, require_file, require_new, write_json

@@ -11,11 +11,13 @@ in the difference whether base and difference are the right ones and undamaged.
 """
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # reading, arithmetic and writing have a thread each
 
 from knowlm.cli import run_fire
 
