@@ -327,6 +327,27 @@ def test_large_models_load_from_their_shards(tiny_llama, tmp_path, monkeypatch):
     assert AutoTokenizer.from_pretrained(tmp_path / "recovered")("你好").input_ids
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_finished_shards_are_kept_if_they_are_whole(pair, tmp_path, monkeypatch, capsys, is_damaged):
+    arguments, replace = (*map(str, pair), str(tmp_path / "diff")), os.replace
+
+    def only_the_first(source, target):
+        return replace(source, target) if "0000" not in str(target) or "00001-of" in str(target) else 1 / 0
+
+    monkeypatch.setattr(os, "replace", only_the_first)
+    with pytest.raises(ZeroDivisionError):
+        weight_diff.make_diff(*arguments)
+    monkeypatch.undo()
+    first = tmp_path / "diff.partial/model/model-00001-of-00003.safetensors"
+    before, content = first.stat().st_ino, first.read_bytes()
+    if is_damaged:
+        flip(first)
+    weight_diff.make_diff(*arguments)
+    assert ("going on behind 1 of 3 shards" in capsys.readouterr().err) is not is_damaged
+    after = tmp_path / "diff" / first.name
+    assert after.read_bytes() == content and (after.stat().st_ino == before or is_damaged)
+
+
 IN_SMALL_SHARDS = """
 import runpy, sys, time
 sys.path.insert(0, sys.argv.pop(1))
