@@ -1,0 +1,39 @@
+"""The score from which on extracted items are kept, fitted on held-out cases."""
+
+from collections.abc import Iterable, Sequence
+
+from knowlm.extraction.scoring import elements
+
+
+def fit_threshold(
+    task: str, extracted: Iterable[Sequence[dict]], gold: Iterable[Sequence[dict]]
+) -> tuple[float, float]:
+    """(threshold, F1): the score that an item must reach for the best micro F1 over all cases, and that F1.
+
+    extracted: for each case its items with their "score"; gold: for each case its items. Fit on held-out cases and
+    report on others, else the F1 is too good. For events the elements of trigger and arguments count together.
+
+    >>> fit_threshold("NER", [[{"text": "a", "type": "x", "score": 0.9}, {"text": "b", "type": "x", "score": 0.2}]],
+    ...               [[{"text": "a", "type": "x"}]])
+    (0.9, 1.0)
+    """
+    scored: list[tuple[float, int, int]] = []  # (score, right elements, predicted elements) of each item
+    total = 0
+    for found, wanted in zip(extracted, gold, strict=True):
+        left = elements(task, wanted)
+        total += sum(counter.total() for counter in left.values())
+        for item in sorted(found, key=lambda item: -item["score"]):
+            predicted = elements(task, [item])
+            right = {name: predicted[name] & left[name] for name in predicted}
+            for name, counter in right.items():
+                left[name] -= counter
+            num_right, num_predicted = (sum(c.total() for c in kinds.values()) for kinds in (right, predicted))
+            scored.append((item["score"], num_right, num_predicted))
+    scored.sort(reverse=True)
+    best, threshold, sum_right, sum_predicted = 0.0, 0.0, 0, 0
+    for place, (score, num_right, num_predicted) in enumerate(scored):
+        sum_right, sum_predicted = sum_right + num_right, sum_predicted + num_predicted
+        f1 = 2 * sum_right / (sum_predicted + total)
+        if f1 > best and (place + 1 == len(scored) or scored[place + 1][0] < score):
+            best, threshold = f1, score
+    return threshold, best
