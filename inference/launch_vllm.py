@@ -4,6 +4,7 @@
         --max-num-batched-tokens 8000 --dtype half --tensor-parallel-size 2
 
 POST /generate takes an instruction, an input and sampling parameters, and answers with the generated text.
+POST /extract takes a task (NER, RE or EE), a schema and a text, and answers with what the text holds of it, and where.
 GET /is_ready answers true or false. When the engine dies, the server ends too, with exit code 1.
 Every flag of the vLLM engine is taken too: python -m vllm.entrypoints.openai.api_server --help=all
 """
@@ -16,9 +17,10 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
@@ -28,6 +30,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 
 from knowlm.cli import ArgumentParser, run
+from knowlm.extraction.grammar import grammar
+from knowlm.extraction.grounded import OVERLAP, WINDOW, new_matcher, read_grounded, wrapped_tokenizer
+from knowlm.extraction.windows import LONGEST_WINDOW, Ask, Extraction, join, split
 from knowlm.models import check_model_folder
 from knowlm.prompts import Prompter
 
@@ -47,6 +52,18 @@ class Question(BaseModel):  # the body of POST /generate
     instruction: Annotated[str, Field(min_length=1)]
     input: str | None = None
     parameters: Parameters | None = None
+
+
+class ExtractionQuestion(BaseModel):  # the body of POST /extract
+    model_config = ConfigDict(extra="forbid", strict=True)
+    task: str
+    labels: Annotated[list, Field(alias="schema")]  # for EE of {"type", "roles"}
+    text: str
+    language: Literal["english", "chinese"] | None = None  # of the instruction; None: the text's
+    max_tokens: Annotated[int, Field(ge=1)] = 256  # of a window's answer
+    window: Annotated[int, Field(ge=1, le=LONGEST_WINDOW)] = WINDOW  # characters read at once
+    overlap: Annotated[int, Field(ge=0)] = OVERLAP  # of two windows
+    labels_at_once: Annotated[int, Field(ge=1)] | None = None  # in a prompt; 6 for NER, else 4
 
 
 def main() -> None:
@@ -104,7 +121,10 @@ def parse_engine_flags(flags: list[str]):
         if ranks > 1 and "VLLM_CPU_OMP_THREADS_BIND" not in os.environ:  # else each needs a NUMA node of its own
             cores = sorted(map(str, os.sched_getaffinity(0)))
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "|".join(",".join(cores[r::ranks] or cores) for r in range(ranks))
-    return AsyncEngineArgs.from_cli_args(args)
+    engine_args = AsyncEngineArgs.from_cli_args(args)
+    if engine_args.structured_outputs_config.backend == "auto":
+        engine_args.structured_outputs_config.backend = "guidance"  # what reads our grammars
+    return engine_args
 
 
 class Service:
@@ -131,7 +151,8 @@ class Service:
 
         app = FastAPI()
         app.get("/is_ready")(self.is_ready)
-        app.post("/generate")(self.answer)
+        app.post("/generate")(self.answer_generate)
+        app.post("/extract")(self.answer_extract)
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=5))  # seconds
         watching = asyncio.create_task(self.watch_engine(server, listener))
         await server.serve(sockets=[listener])
@@ -156,8 +177,14 @@ class Service:
     def is_ready(self) -> bool:
         return bool(self.engine) and not self.engine.errored
 
-    async def answer(self, request: Request) -> JSONResponse:
-        """POST /generate, with its three keys whatever goes wrong."""
+    async def answer_generate(self, request: Request) -> JSONResponse:
+        return await self.answer(request, self.generated, {"generated_text": "", "num_output_tokens_cf": 0})
+
+    async def answer_extract(self, request: Request) -> JSONResponse:
+        return await self.answer(request, self.extracted, {"items": [], "is_whole": False})
+
+    async def answer(self, request: Request, work: Callable[[Request], Any], empty: dict) -> JSONResponse:
+        """What ``work`` gives, with a key "error"; the same keys whatever goes wrong."""
         from vllm.exceptions import VLLMClientError
         from vllm.v1.engine.exceptions import EngineDeadError
 
@@ -166,10 +193,7 @@ class Service:
                 raise EngineDeadError
             if int(request.headers.get("content-length", 1 << 30)) > 1 << 20:
                 raise ValueError("a request states its Content-Length, and that is at most 1 MiB")
-            question = Question.model_validate_json(await request.body())
-            output = await self.generate(request, *await asyncio.to_thread(self.prepare, question))
-            text, count = output.text.strip(), len(output.token_ids)
-            return JSONResponse({"generated_text": text, "num_output_tokens_cf": count, "error": None})
+            return JSONResponse(await work(request) | {"error": None})
         except ValidationError as error:
             mistake = error.errors()[0]
             status, reason = 400, ": ".join([*map(str, mistake["loc"]), mistake["msg"]])
@@ -180,26 +204,75 @@ class Service:
         except Exception as error:
             traceback.print_exc()
             status, reason = 500, f"{type(error).__name__}: {error}"
-        empty = {"generated_text": "", "num_output_tokens_cf": 0}
         return JSONResponse(empty | {"error": " ".join(reason.split())[:500]}, status)
 
+    async def generated(self, request: Request) -> dict:
+        question = Question.model_validate_json(await request.body())
+        output = await self.generate(request, *await asyncio.to_thread(self.prepare, question))
+        return {"generated_text": output.text.strip(), "num_output_tokens_cf": len(output.token_ids)}
+
+    async def extracted(self, request: Request) -> dict:
+        question = ExtractionQuestion.model_validate_json(await request.body())
+        asks, prepared = await asyncio.to_thread(self.prepare_extraction, question)
+        outputs = await asyncio.gather(*(self.generate(request, ids, params) for ids, params in prepared))
+        parts = await asyncio.to_thread(lambda: list(map(self.read, asks, outputs)))
+        found = join(question.task, question.text, zip(asks, parts, strict=True))
+        return {"items": found.records, "is_whole": found.is_whole}
+
     def prepare(self, question: Question):
-        """The prompt's ids, begun by BOS exactly once, and SamplingParams; ValueError where the model is too short."""
+        """The prompt's ids and SamplingParams."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        tokenizer = self.engine.get_tokenizer()
-        prompt = self.prompter.prompt(question.instruction, question.input)
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        ids = bos + tokenizer(prompt, add_special_tokens=False).input_ids
+        ids = self.encode(self.prompter.prompt(question.instruction, question.input))
         wanted = (question.parameters or Parameters()).model_dump()
-        longest = self.engine.model_config.max_model_len
-        wanted["max_tokens"] = wanted["max_tokens"] or max(1, min(512, longest - len(ids)))
-        if len(ids) + wanted["max_tokens"] > longest:
-            raise ValueError(
-                f"{len(ids)} prompt tokens and max_tokens={wanted['max_tokens']} exceed the model's "
-                f"{longest}; shorten the prompt or lower max_tokens"
-            )
+        wanted["max_tokens"] = wanted["max_tokens"] or max(1, min(512, self.longest() - len(ids)))
+        self.check_length(ids, wanted["max_tokens"])
         return ids, SamplingParams(**wanted, output_kind=RequestOutputKind.FINAL_ONLY)
+
+    def prepare_extraction(self, question: ExtractionQuestion):
+        """The windows and schema batches to ask for; of each the prompt's ids and SamplingParams."""
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
+
+        asked = {"task": question.task, "schema": question.labels, "text": question.text, "language": question.language}
+        asks = split([asked], question.window, question.overlap, question.labels_at_once)
+        prepared = []
+        for ask in asks:
+            ids = self.encode(self.prompter.prompt(ask.instruction, ask.text))
+            self.check_length(ids, question.max_tokens)
+            params = SamplingParams(
+                temperature=0,
+                max_tokens=question.max_tokens,
+                logprobs=1,
+                structured_outputs=StructuredOutputsParams(grammar=grammar(ask.task, ask.schema, ask.text)),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            prepared.append((ids, params))
+        return asks, prepared
+
+    def read(self, ask: Ask, output) -> Extraction:
+        """The extraction of vLLM's CompletionOutput in the grammar of ``ask``."""
+        constraint = wrapped_tokenizer(self.engine.get_tokenizer(), self.engine.model_config.get_vocab_size())
+        tokens = [token for token in output.token_ids if token != constraint.eos_token]
+        log_probabilities = [place[token].logprob for token, place in zip(tokens, output.logprobs, strict=False)]
+        matcher = new_matcher(constraint, ask)
+        is_whole = output.finish_reason == "stop" and matcher.consume_tokens(tokens) and matcher.is_accepting()
+        return read_grounded(ask, constraint, tokens, log_probabilities, is_whole)
+
+    def encode(self, prompt: str) -> list[int]:
+        """A prompt's ids, begun by BOS exactly once."""
+        tokenizer = self.engine.get_tokenizer()
+        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+        return bos + tokenizer(prompt, add_special_tokens=False).input_ids
+
+    def longest(self) -> int:
+        return self.engine.model_config.max_model_len
+
+    def check_length(self, ids: list[int], max_tokens: int) -> None:
+        if len(ids) + max_tokens > self.longest():
+            raise ValueError(
+                f"{len(ids)} prompt tokens and max_tokens={max_tokens} exceed the model's "
+                f"{self.longest()}; shorten the prompt or lower max_tokens"
+            )
 
     async def generate(self, request: Request, ids: list[int], params):
         """vLLM's CompletionOutput. When the client leaves early, its place in the engine is freed."""

@@ -248,7 +248,7 @@ def read_grounded(
         stop = start + len(answer[part.start : part.stop].encode())
         total = sum(p for end, p in zip(stops, log_probabilities, strict=True) if start < end <= stop)
         decisions = PARTS.get(ask.task) or 2 + 2 * len(part.item["arguments"])
-        score = math.exp(min(total, 0.0) / decisions)
+        score = round(math.exp(min(total, 0.0) / decisions), 6)
         items.setdefault(str(part.item), part.item | {"score": score})
         start = stop
     cut = parts[-1].stop if parts else 0
