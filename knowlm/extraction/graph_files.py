@@ -23,8 +23,8 @@ INCHES = 1.1  # of a picture's unit
 WIDER = 1.4  # than high, as names are
 COLORS = {"entity": "#cfe3f5", "type": "#f6dfb8", "event": "#d9ead3"}  # of nodes
 # Fonts with Chinese that systems have; matplotlib's own has none.
-FONTS = "Noto Sans CJK SC,Noto Serif CJK SC,Source Han Sans SC,WenQuanYi Zen Hei,Arial Unicode MS".split(",")
-FONTS += "Microsoft YaHei,SimHei,PingFang SC,Hiragino Sans GB".split(",")
+FONTS = ["Noto Sans CJK SC", "Noto Serif CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Arial Unicode MS"]
+FONTS += ["Microsoft YaHei", "SimHei", "PingFang SC", "Hiragino Sans GB"]
 CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ufffe\uffff]")  # characters that XML forbids or nobody sees
 
 
