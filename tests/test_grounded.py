@@ -231,7 +231,7 @@ def test_a_question_that_is_none_is_refused(change, message):
 
 
 PIECES = (
-    "Marie Curie Warsaw Washington, D.C. O'Neill U.S. naïve 3.14 2023 ,person) ,born).in, ,birth,[ )\n( ]) </s> <s> NAN "
+    "Marie Curie Warsaw Washington, D.C. O'Neill U.S. naïve 3.14 23 ,person) ,born).in, ,birth,[ )\n( ]) </s> <s> NAN "
     '鲁迅 绍兴 浙江省 北京， 《狂人日记》 “引号” ，地点） 𠮷野家 ＡＢＣ 👩\u200d👩\u200d👧 😀 \\ \\n " "" \' (( ]} '
     "\x00 \x01 \x1f \x7f \u200b e\u0301 \r \ufeff"
 )

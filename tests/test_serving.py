@@ -22,6 +22,7 @@ FASTER_START = ["--tensor-parallel-size", "1", "--enforce-eager", "--kv-cache-me
 LONG = {"instruction": "你好", "parameters": {"temperature": 0, "max_tokens": 1900}}
 SHORT = {"instruction": "你好", "parameters": {"temperature": 0, "max_tokens": 5}}
 KEYS = {"generated_text", "num_output_tokens_cf", "error"}
+EXTRACTION_KEYS = {"items", "is_whole", "error"}
 
 
 class RunningServer:
@@ -57,9 +58,9 @@ class RunningServer:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
             return json.load(response)
 
-    def post(self, body: dict | bytes) -> tuple[int, dict]:
+    def post(self, body: dict | bytes, path: str = "/generate") -> tuple[int, dict]:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/generate", data)
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", data)
         try:
             with urllib.request.urlopen(request, timeout=120) as response:
                 return response.status, json.load(response)
@@ -114,6 +115,75 @@ def test_a_served_model_is_scored(server, run_script, tmp_path):
     asked = {"instruction": render("NER", ["地点"], language="chinese"), "input": "杭州"}
     _, answer = server.post(SHORT | asked)
     assert json.loads((tmp_path / "predictions.jsonl").read_text())["output"] == answer["generated_text"]
+
+
+@pytest.mark.slow
+def test_what_is_extracted_stands_in_the_text_and_is_what_transformers_extracts(server, tiny_llama):
+    from knowlm.extraction.grounded import extract
+    from knowlm.generation import GenerationSettings
+    from knowlm.models import load_for_generation
+    from knowlm.prompts import Prompter
+
+    text = 'Marie "Curie" \\ was born, in Warsaw. ' * 8 + "鲁迅出生于绍兴😀。"
+    events = [{"type": "trip", "roles": ["who", "where"]}]
+    questions = [
+        {"task": task, "schema": schema, "text": text[start:]}
+        for task, schema in (("NER", ["b", "a"]), ("RE", ["r", "s", "t", "u", "v"]), ("EE", events))
+        for start in range(0, 60, 7)
+    ]
+    wanted = extract(
+        *load_for_generation(str(tiny_llama)), questions, Prompter(), GenerationSettings(max_new_tokens=40)
+    )
+    same = found = 0
+    for number, extraction in wanted:
+        status, answer = server.post(questions[number] | {"max_tokens": 40}, "/extract")
+        assert status == 200 and answer.keys() == EXTRACTION_KEYS and answer["error"] is None
+        whole = questions[number]["text"]
+        for item in answer["items"]:
+            assert 0 < item["score"] <= 1
+            for span in (item, item.get("head"), item.get("tail"), item.get("trigger"), *item.get("arguments", [])):
+                assert not span or "start" not in span or whole[span["start"] : span["end"]] == span["text"]
+        found += len(answer["items"])
+        places = [[{**r, "score": 0} for r in records] for records in (answer["items"], extraction.records)]
+        if places[0] == places[1]:
+            same += 1
+            scores = [r["score"] for r in extraction.records]
+            assert [r["score"] for r in answer["items"]] == pytest.approx(scores, abs=0.02)  # in half precision
+    assert same >= 0.7 * len(questions)
+    assert found > 5
+
+
+@pytest.mark.slow
+def test_a_bad_request_to_extract_gets_400_with_the_same_keys(server):
+    good = {"task": "NER", "schema": ["a"], "text": "x"}
+    for change, reason in [
+        ({"task": "QA"}, "NER"),
+        ({"schema": ["a", ""]}, "a list like"),
+        ({"schema": "a"}, "schema"),
+        ({"text": 3}, "text"),
+        ({"language": "latin"}, "language"),
+        ({"window": 5000}, "window"),
+        ({"overlap": 600}, "overlap"),
+        ({"max_tokens": 2048}, "max_tokens=2048"),
+        ({"labels": ["a"]}, "labels"),
+    ]:
+        status, answer = server.post(good | change, "/extract")
+        assert status == 400 and answer.keys() == EXTRACTION_KEYS and answer["items"] == []
+        assert reason in answer["error"] and "\n" not in answer["error"]
+    assert server.post(good | {"text": " "}, "/extract") == (200, {"items": [], "is_whole": True, "error": None})
+
+
+@pytest.mark.slow
+def test_the_extraction_script_asks_the_server(server, run_script, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(
+        '{"id": 7, "text": "Marie Curie was born in Warsaw."}\n{"id": 8, "text": "a"}\n'
+    )
+    flags = ["--task", "NER", "--schema", '["b", "a"]', "--input", "texts.jsonl", "--output", "o.jsonl"]
+    result = run_script("examples/extract.py", "--server", f"http://127.0.0.1:{server.port}", *flags)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
+    question = {"task": "NER", "schema": ["a", "b"], "text": "Marie Curie was born in Warsaw."}
+    assert rows[0] == {"id": 7, "entities": server.post(question, "/extract")[1]["items"]} and rows[1]["id"] == 8
 
 
 @pytest.mark.slow

@@ -1,0 +1,177 @@
+"""examples/extract.py, and the tables and graphs of what it finds."""
+
+import csv
+import json
+
+import pytest
+
+from knowlm.extraction.graph_files import aligned, as_graph, write_graph, write_table
+
+TEXTS = [
+    {"id": "a", "text": 'Marie Curie was born in "Warsaw", Poland. 😀 She lived in Paris.'},
+    {"id": 2, "text": "鲁迅（周树人）出生于浙江省绍兴市。"},
+    {"id": "nothing", "text": ""},
+]
+
+
+def mention(text, start=0):
+    return {"text": text, "start": start, "end": start + len(text)}
+
+
+RELATIONS = [
+    {
+        "id": "d 1",
+        "relations": [
+            {"head": mention("Marie Curie"), "relation": "出生地", "tail": mention("华沙", 20), "score": 0.5},
+            {"head": mention("A$B$ \x01<x>&"), "relation": "part of", "tail": mention('C"\\|', 9), "score": 0.25},
+            {"head": mention("Marie Curie"), "relation": "spouse", "tail": mention("Pierre", 40), "score": 0.75},
+            {"head": mention("Pierre", 40), "relation": "spouse", "tail": mention("Marie Curie"), "score": None},
+        ],
+    },
+    {
+        "id": 2,
+        "relations": [
+            {"head": mention("Marie Curie", 5), "relation": "出生地", "tail": mention("华沙", 20), "score": 0.9}
+        ],
+    },
+]
+ENTITIES = [{"id": 1, "entities": [mention("Paris") | {"type": "place", "score": 0.5}]}]
+EVENTS = [
+    {
+        "id": 1,
+        "events": [
+            {
+                "type": "trip",
+                "trigger": mention("went", 5),
+                "arguments": [mention("John") | {"role": "who"}, mention("Rome", 13) | {"role": "where"}],
+                "score": 0.5,
+            }
+        ],
+    }
+]
+
+
+@pytest.fixture
+def texts(tmp_path):
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(text, ensure_ascii=False) + "\n" for text in TEXTS), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_a_file_of_texts_becomes_lines_with_offsets_a_table_and_graphs(run_warm, tiny_llama, texts, tmp_path):
+    (tmp_path / "schema.json").write_text('["lived in", "born in", "spouse"]')
+    outputs = ["--output", "o.jsonl", "--table", "t.csv", "--table", "-", "--graph", "g.ttl", "--graph", "g.png"]
+    command = ["examples/extract.py", "--base_model", tiny_llama, "--max_new_tokens", 40, "--task", "RE"]
+    result = run_warm(*command, "--schema", tmp_path / "schema.json", "--input", texts, *outputs)
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["id"] for row in rows] == ["a", 2, "nothing"] and rows[2]["relations"] == []
+    for row, given in zip(rows, TEXTS, strict=True):
+        assert row.keys() == {"id", "relations"}
+        for triple in row["relations"]:
+            assert triple.keys() == {"head", "relation", "tail", "score"} and 0 < triple["score"] <= 1
+            assert all(given["text"][e["start"] : e["end"]] == e["text"] for e in (triple["head"], triple["tail"]))
+    count = sum(len(row["relations"]) for row in rows)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == count + 1
+    assert result.stdout.startswith("id") and f"o.jsonl: {count} relations in 3 texts" in result.stderr
+    assert (tmp_path / "g.ttl").is_file() and (tmp_path / "g.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_a_text_of_the_command_line_is_read_freely_or_above_a_threshold(run_warm, tiny_llama, tmp_path):
+    command = ["examples/extract.py", "--base_model", tiny_llama, "--max_new_tokens", 10, "--task", "EE"]
+    command += ["--schema", '[{"type": "trip", "roles": ["who"]}]', "--text", "John went.", "--output", "o.jsonl"]
+    for flags in (["--free"], ["--threshold", 1]):
+        result = run_warm(*command, *flags)
+        assert result.returncode == 0, result.stderr
+        assert json.loads((tmp_path / "o.jsonl").read_text()) == {"id": "1", "events": []}
+
+
+@pytest.mark.parametrize("rows", [RELATIONS, ENTITIES, EVENTS, []])
+def test_graphs_are_read_back_by_other_programs(rows, tmp_path):
+    import networkx
+    from rdflib import RDF, RDFS, Graph, Literal
+
+    for ending in ("ttl", "graphml", "png", "svg"):
+        write_graph(rows, tmp_path / f"graph.{ending}")
+    turtle = Graph().parse(tmp_path / "graph.ttl")
+    graph = networkx.read_graphml(tmp_path / "graph.graphml", force_multigraph=True)
+    ours = as_graph(rows)
+    assert len(graph.edges) == len(ours.edges) and set(graph) == set(ours)
+    if rows is RELATIONS:
+        heads = {str(turtle.value(node, RDFS.label)) for node in turtle.objects(None, RDF.subject)}
+        assert heads == {"Marie Curie", "A$B$ \x01<x>&", "Pierre"}
+        assert len(set(turtle.subjects(RDF.type, RDF.Statement))) == 5
+        assert len(graph.edges) == 4  # of two documents that say the same, one
+        (birth,) = (edge for *_, edge in graph.edges(data=True) if edge["label"] == "出生地")
+        assert birth["score"] == 0.9 and birth["documents"] == "2\nd 1"
+    if rows is EVENTS:
+        (event,) = turtle.subjects(None, Literal("went"))
+        assert {str(turtle.value(node, RDFS.label)) for node in turtle.objects(event)} >= {"trip", "John", "Rome"}
+    assert (tmp_path / "graph.svg").read_text().count("<svg") == 1
+
+
+def test_the_same_records_give_the_same_files(tmp_path):
+    for ending in ("ttl", "graphml", "png", "svg"):
+        write_graph(RELATIONS, tmp_path / f"a.{ending}")
+        write_graph(RELATIONS, tmp_path / f"b.{ending}")
+        assert (tmp_path / f"a.{ending}").read_bytes() == (tmp_path / f"b.{ending}").read_bytes()
+
+
+def test_tables_have_a_line_for_each_record(tmp_path):
+    for ending in ("md", "csv", "txt"):
+        write_table(RELATIONS, tmp_path / f"table.{ending}")
+    with (tmp_path / "table.csv").open(encoding="utf-8", newline="") as file:
+        cells = list(csv.reader(file))
+    assert cells[0] == ["id", "head", "relation", "tail", "start", "score"] and len(cells) == 6
+    assert cells[2][1:4] == ["A$B$ \x01<x>&", "part of", 'C"\\|']
+    lines = (tmp_path / "table.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 7 and all(line.replace("\\|", "").count("|") == 7 for line in lines)
+    assert "who: John; where: Rome" in aligned(EVENTS)
+    columns = [line.index("0.") for line in aligned(RELATIONS[:1]).splitlines() if "0." in line and "沙" not in line]
+    assert len(columns) == 2 and len(set(columns)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--schema", '["a"'], "not valid JSON"),
+        (["--schema", "[]"], 'a list like ["person", "place"]'),
+        (["--schema", "labels.json"], "labels.json: no such file"),
+        (["--schema", '["a"]', "--text", "x", "--base_model", "nowhere"], "nowhere: no such model folder"),
+        (["--schema", '["a"]', "--input", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
+    ],
+)
+def test_a_mistake_in_what_is_given_is_one_line(run_script, flags, message):
+    rest = [] if "--input" in flags or "--text" in flags else ["--text", "x"]
+    rest += [] if "--base_model" in flags else ["--base_model", "m"]
+    result = run_script("examples/extract.py", "--task", "NER", "--output", "o.jsonl", *flags, *rest)
+    assert result.returncode == 1
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--graph", "g.html"], "must end in .ttl, .graphml, .png, .svg"),
+        (["--table", "t.xls"], "must end in .md, .csv, .txt"),
+        (["--threshold", "2"], "from 0 to 1"),
+        (["--window", "5000"], "at most 1000"),
+        (["--overlap", "600"], "less than it"),
+        (["--batch_size", "0"], "at least 1"),
+        (["--lora", "x"], "unrecognized arguments: --lora"),
+    ],
+)
+def test_a_wrong_command_stops_in_one_line(run_script, flags, message):
+    command = ["--base_model", "m", "--task", "NER", "--schema", '["a"]', "--text", "x", "--output", "o"]
+    result = run_script("examples/extract.py", *command, *flags)
+    assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_server_that_is_not_there_is_told(run_script, tmp_path):
+    command = ["--server", "http://127.0.0.1:9", "--task", "NER", "--schema", '["a"]', "--text", "x", "--output", "o"]
+    result = run_script("examples/extract.py", *command)
+    assert result.returncode == 1
+    assert "can't be reached" in result.stderr.splitlines()[-1] and not (tmp_path / "o").exists()
