@@ -13,8 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from test_grounded import talkative
 
 from knowlm.extraction.forms import render
+from knowlm.extraction.grounded import extract
+from knowlm.generation import GenerationSettings, generate
+from knowlm.models import load_for_generation
+from knowlm.prompts import Prompter
 
 SCRIPT = Path(__file__).resolve().parents[1] / "inference/launch_vllm.py"
 PUBLISHED_FLAGS = ["--use-np-weights", "--max-num-batched-tokens", "8000", "--dtype", "half"]
@@ -84,9 +89,18 @@ class RunningServer:
 
 
 @pytest.fixture(scope="module")
-def server(tiny_llama, tmp_path_factory):
+def served_llama(tiny_llama, tmp_path_factory) -> Path:
+    """The tiny model, so changed that it finds something when it extracts."""
+    folder = tmp_path_factory.mktemp("served_llama")
+    for part in talkative(*load_for_generation(str(tiny_llama))):
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(served_llama, tmp_path_factory):
     """One request runs at a time, so that a place that isn't freed shows."""
-    server = RunningServer(tiny_llama, tmp_path_factory.mktemp("server"), "--max-num-seqs", "1")
+    server = RunningServer(served_llama, tmp_path_factory.mktemp("server"), "--max-num-seqs", "1")
     server.wait_until(False)
     server.early_answer = server.post(SHORT)
     server.wait_until(True)
@@ -118,12 +132,7 @@ def test_a_served_model_is_scored(server, run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_extracted_stands_in_the_text_and_is_what_transformers_extracts(server, tiny_llama):
-    from knowlm.extraction.grounded import extract
-    from knowlm.generation import GenerationSettings
-    from knowlm.models import load_for_generation
-    from knowlm.prompts import Prompter
-
+def test_what_is_extracted_stands_in_the_text_and_is_what_transformers_extracts(server, served_llama):
     text = 'Marie "Curie" \\ was born, in Warsaw. ' * 8 + "鲁迅出生于绍兴😀。"
     events = [{"type": "trip", "roles": ["who", "where"]}]
     questions = [
@@ -132,7 +141,7 @@ def test_what_is_extracted_stands_in_the_text_and_is_what_transformers_extracts(
         for start in range(0, 60, 7)
     ]
     wanted = extract(
-        *load_for_generation(str(tiny_llama)), questions, Prompter(), GenerationSettings(max_new_tokens=40)
+        *load_for_generation(str(served_llama)), questions, Prompter(), GenerationSettings(max_new_tokens=40)
     )
     same = found = 0
     for number, extraction in wanted:
@@ -187,12 +196,8 @@ def test_the_extraction_script_asks_the_server(server, run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_answer_is_what_transformers_generates_for_the_same_prompt(server, tiny_llama):
-    from knowlm.generation import GenerationSettings, generate
-    from knowlm.models import load_for_generation
-    from knowlm.prompts import Prompter
-
-    model, tokenizer = load_for_generation(str(tiny_llama))
+def test_an_answer_is_what_transformers_generates_for_the_same_prompt(server, served_llama):
+    model, tokenizer = load_for_generation(str(served_llama))
     prompt = Prompter().prompt("你好", "世界")
     wanted = generate(model, tokenizer, [prompt], GenerationSettings(max_new_tokens=5))
     status, answer = server.post(SHORT | {"input": "世界"})
