@@ -1,4 +1,4 @@
-"""Grounded extraction with a model in this process: answers that parse, end, and hold only the text's own words.
+"""Grounded extraction with a model in this process: answers that parse and hold only the text's own words.
 
 ``extract`` holds each token to a grammar of the answers that text and schema allow (llguidance, see ``grammar.py``).
 ``extract_freely`` lets the model write what it likes, and keeps what the parser can read and the text holds.
@@ -133,7 +133,11 @@ def new_matcher(constraint, ask: Ask):
         initial_lexer_fuel=10_000_000, step_lexer_fuel=10_000_000
     )  # ten and fifty times the default
     matcher = LLMatcher(constraint, grammar_from("grammar", grammar(ask.task, ask.schema, ask.text)), limits=limits)
-    assert not matcher.is_error(), matcher.get_error()
+    if matcher.is_error():
+        raise ValueError(
+            f"the grammar of a text of {len(ask.text)} characters and {len(ask.schema)} labels is too large "
+            f"({matcher.get_error().splitlines()[0]}); choose a shorter window or fewer labels at once"
+        )
     return matcher
 
 

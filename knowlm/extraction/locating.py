@@ -121,25 +121,19 @@ def locate(task: str, items: list[dict], text: str) -> list[dict]:
 
 def _entities(items: list[dict], place: Text) -> list[dict]:
     spans = [place.find(item["text"]) for item in items]
-    taken = {span for of_item in spans for span in of_item}
+    inner, furthest = set(), 0
+    for span in sorted({span for of_item in spans for span in of_item}, key=lambda span: (span[0], -span[1])):
+        if span[1] <= furthest:
+            inner.add(span)
+        furthest = max(furthest, span[1])
     records = []
     for item, of_item in zip(items, spans, strict=True):
-        alone = [span for span in of_item if not any(_holds(other, span) for other in taken)]
+        score = item.get("score")
         records += [
-            {
-                "text": place.text[start:stop],
-                "type": item["type"],
-                "start": start,
-                "end": stop,
-                "score": item.get("score"),
-            }
-            for start, stop in alone or of_item
+            {"text": place.text[start:stop], "type": item["type"], "start": start, "end": stop, "score": score}
+            for start, stop in [span for span in of_item if span not in inner] or of_item
         ]
     return records
-
-
-def _holds(outer: Span, inner: Span) -> bool:
-    return outer != inner and outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
 def _relation(item: dict, place: Text) -> dict | None:

@@ -1,7 +1,7 @@
 """Long documents in windows that overlap, long schemas in batches, and their answers put together again."""
 
 import json
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -98,7 +98,8 @@ def windows(text: str, size: int, overlap: int, language: str) -> list[tuple[int
     while found[-1][1] < len(text):
         last_start, last_stop = found[-1]
         earliest = max(last_start + 1, last_stop - overlap)
-        begins = [end for end in ends if earliest <= end < last_stop] or [_next_word(text, earliest, last_stop)]
+        begins = ends[bisect_left(ends, earliest) : bisect_left(ends, last_stop)]
+        begins = begins or [_next_word(text, earliest, last_stop)]
         stops = ((begin, _last_end(text, ends, begin, size)) for begin in [*begins, last_stop])
         found.append(next(window for window in stops if window[1] > last_stop))  # where what follows has room
     return found
