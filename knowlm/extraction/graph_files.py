@@ -209,7 +209,7 @@ def draw(graph, path: Path, form: str) -> None:
         places = layout(shown)
         width, height = (max([place[axis] for place in places.values()], default=0) + 1.0 for axis in (0, 1))
         figure = pyplot.figure(figsize=(max(4.0, INCHES * width), max(1.5, INCHES * height)))
-        axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, width), ylim=(-1, height))
+        axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, width), ylim=(height, -1))
         axes.set_axis_off()
         draw_edges(axes, shown, places)
         for node, (x, y) in places.items():
@@ -232,7 +232,7 @@ def layout(graph) -> dict[str, tuple[float, float]]:
 
     parts = sorted(networkx.weakly_connected_components(graph), key=lambda part: (-len(part), min(part)))
     places: dict[str, tuple[float, float]] = {}
-    longest = 4 * len(graph) ** 0.5 + 3  # of a row
+    longest = 3 * len(graph) ** 0.5 + 3  # of a row
     left = bottom = top = 0.0
     for part in parts:
         plain = networkx.Graph()  # of sorted nodes and edges, so that the same graph gives the same picture
@@ -240,7 +240,9 @@ def layout(graph) -> dict[str, tuple[float, float]]:
         plain.add_edges_from(
             sorted({tuple(sorted(edge[:2])) for edge in graph.subgraph(part).edges if edge[0] != edge[1]})
         )
-        own = networkx.spring_layout(plain, k=1.5, method="force", iterations=500, scale=0.9 * len(part) ** 0.6, seed=0)
+        own = networkx.spring_layout(
+            plain, k=1.5, method="force", iterations=500, scale=0.55 * len(part) ** 0.75, seed=0
+        )
         low = [min(place[axis] for place in own.values()) for axis in (0, 1)]
         high = [max(place[axis] for place in own.values()) for axis in (0, 1)]
         if left and left + WIDER * (high[0] - low[0]) > longest:
@@ -262,7 +264,7 @@ def draw_edges(axes, graph, places: dict) -> None:
         arrow |= {"connectionstyle": f"arc3,rad={0.18 if both else 0}"}
         axes.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
         shift = 0.09 if both else 0.0
-        middle = ((x0 + x1) / 2 + shift * (y1 - y0), (y0 + y1) / 2 - shift * (x1 - x0))
+        middle = ((x0 + x1) / 2 - shift * (y1 - y0), (y0 + y1) / 2 + shift * (x1 - x0))  # y grows downwards
         paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
         label = _short("\n".join(labels))
         axes.text(*middle, label, ha="center", va="center", fontsize=7, color="#444444", bbox=paper)
