@@ -263,8 +263,8 @@ def draw_edges(axes, graph, places: dict) -> None:
         arrow = {"arrowstyle": "-|>", "color": "#999999", "shrinkA": 12, "shrinkB": 16}
         arrow |= {"connectionstyle": f"arc3,rad={0.18 if both else 0}"}
         axes.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
-        shift = 0.09 if both else 0.0
-        middle = ((x0 + x1) / 2 - shift * (y1 - y0), (y0 + y1) / 2 + shift * (x1 - x0))  # y grows downwards
+        along = 0.36 if both else 0.5  # of the way: each label nearer to its source
+        middle = (x0 + along * (x1 - x0), y0 + along * (y1 - y0))
         paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
         label = _short("\n".join(labels))
         axes.text(*middle, label, ha="center", va="center", fontsize=7, color="#444444", bbox=paper)
