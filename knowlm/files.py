@@ -160,7 +160,7 @@ def read_records(path: str | Path) -> list[dict]:
             raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
     else:
         records = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):
             try:
                 records.append(json.loads(line) if line.strip() else None)
             except json.JSONDecodeError as error:

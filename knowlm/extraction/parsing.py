@@ -21,7 +21,7 @@ class Parsed:
 
 
 def parse(task: str, answer: str, labels: Sequence[str] = ()) -> Parsed:
-    """Items of an answer in any known form; repeated items count once, as a model that repeats itself says nothing new.
+    """Items of an answer in any known form; an item given twice is there twice.
 
     labels: those of the schema; they tell which comma separates where a name holds one.
 
@@ -34,8 +34,7 @@ def parse(task: str, answer: str, labels: Sequence[str] = ()) -> Parsed:
     items = _from_json(task, answer)
     if items is None:
         items = _from_groups(task, answer, set(labels))
-    unique = {json.dumps(item, ensure_ascii=False, sort_keys=True): item for item in items}
-    return Parsed(list(unique.values()), bool(unique))
+    return Parsed(items, bool(items))
 
 
 def _from_json(task: str, answer: str) -> list[dict] | None:
