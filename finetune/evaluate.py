@@ -27,9 +27,10 @@ from knowlm.extraction.answering import (
     reordered,
     server_answers,
 )
-from knowlm.extraction.forms import FORMS, TASKS, render, write_answer
+from knowlm.extraction.cases import read_cases
+from knowlm.extraction.forms import FORMS
 from knowlm.extraction.score_report import as_markdown, draw, one_line
-from knowlm.extraction.scoring import elements, score, spread
+from knowlm.extraction.scoring import score, spread
 from knowlm.files import locked, read_records, write_json, write_jsonl, write_text
 
 UNANSWERED = "?"  # can't be parsed, so counts as a miss
@@ -137,38 +138,6 @@ def parse_args():
     if args.predictions and args.schema_orders > 1:
         refuse("--schema_orders asks a model or a server; answers in a file have one order")
     return args
-
-
-def read_cases(path: str) -> list[dict]:
-    cases = read_records(path)
-    for number, case in enumerate(cases, 1):
-        where = f"{path}, record {number}"
-        missing = {"id", "task", "language", "schema", "input", "gold"} - case.keys()
-        if missing:
-            raise ValueError(f"{where}: lacks {', '.join(sorted(missing))}")
-        if case["task"] not in TASKS or case["language"] not in ("english", "chinese"):
-            raise ValueError(f"{where}: task is one of {', '.join(TASKS)}, language english or chinese")
-        if not isinstance(case["id"], str | int) or not isinstance(case["input"], str):
-            raise ValueError(f"{where}: id and input must be texts")
-        try:
-            written = json.loads(write_answer(case["task"], case["gold"], "json"))
-            parsed = elements(case["task"], written)
-            right = isinstance(case["schema"], list) and all(
-                isinstance(part, str)
-                for counter in parsed.values()
-                for element in counter
-                for part in (*element.labels, *element.spans)
-            )
-            render(case["task"], case["schema"], "tuple", case["language"])
-        except (KeyError, TypeError, AttributeError):
-            right = False
-        if not right:
-            raise ValueError(f"{where}: gold or schema is not of the form that finetune/README.md shows")
-    if len({str(case["id"]) for case in cases}) < len(cases):
-        raise ValueError(f"{path}: two cases have the same id; give each its own")
-    if not cases:
-        raise ValueError(f"{path}: holds no cases")
-    return cases
 
 
 if __name__ == "__main__":

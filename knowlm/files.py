@@ -148,25 +148,34 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_records(path: str | Path) -> list[dict]:
-    """Objects of a JSON list or of a JSONL file, whatever its suffix.
+    """``iterate_records`` as a list."""
+    return list(iterate_records(path))
+
+
+def iterate_records(path: str | Path) -> Iterator[dict]:
+    """Objects of a JSON list, or one by one of a JSONL file, whatever its suffix.
 
     Raises ValueError naming file and line on anything else.
     """
-    text = require_file(path).read_text(encoding="utf-8").strip()
-    if text.startswith("["):
+    with require_file(path).open(encoding="utf-8-sig") as lines:
         try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
-    else:
-        records = []
-        for number, line in enumerate(text.split("\n"), 1):
-            try:
-                records.append(json.loads(line) if line.strip() else None)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-        records = [record for record in records if record is not None]
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, record {number}: an object is needed, found {type(record).__name__}")
-    return records
+            begin = next((line for line in lines if line.strip()), "")
+            lines.seek(0)
+            is_list = begin.lstrip().startswith("[")
+            for number, item in enumerate(_parsed(lines.read(), str(path)) if is_list else lines, 1):
+                if not is_list and not item.strip():
+                    continue
+                record = item if is_list else _parsed(item, f"{path}, line {number}")
+                if not isinstance(record, dict):
+                    kind = type(record).__name__
+                    raise ValueError(f"{path}, record {number}: an object is needed, found {kind}")
+                yield record
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); mend or regenerate it") from None

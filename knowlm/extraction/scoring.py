@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from knowlm.extraction.cases import schema_labels
 from knowlm.extraction.errors import Element, errors_of
 from knowlm.extraction.parsing import Parsed, parse
 
@@ -32,11 +33,6 @@ def elements(task: str, items: Iterable[dict]) -> dict[str, Counter[Element]]:
             for argument in item["arguments"]
         ),
     }
-
-
-def schema_labels(case: dict) -> list[str]:
-    """The labels of a case's schema; event types for EE."""
-    return [entry["type"] for entry in case["schema"]] if case["task"] == "EE" else list(case["schema"])
 
 
 def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, counting: str = "multiset") -> dict:
