@@ -30,9 +30,10 @@ from knowlm.extraction.answering import (
 from knowlm.extraction.cases import read_cases
 from knowlm.extraction.forms import FORMS
 from knowlm.extraction.score_report import as_markdown, draw, one_line
-from knowlm.extraction.scoring import score, spread
+from knowlm.extraction.scoring import difference, score, spread
 from knowlm.files import locked, read_records, write_json, write_jsonl, write_text
 
+AFTERWARDS = ("report", "counting", "compare", "schema_orders", "batch_size")  # flags that no answer depends on
 UNANSWERED = "?"  # can't be parsed, so counts as a miss
 
 
@@ -42,16 +43,16 @@ def main() -> None:
     report = Path(args.report)
     with locked(report):
         if args.predictions:
-            by_id = answers_in_file(read_records(args.predictions), args.predictions, cases)
-            answers, others = [by_id.get(str(case["id"]), UNANSWERED) for case in cases], []
-            if len(by_id) < len(cases):
-                print(f"{len(cases) - len(by_id)} of {len(cases)} cases have no answer: misses", file=sys.stderr)
+            answers, others = read_answers(args.predictions, cases), []
         else:
             answers, *others = answers_by_order(args, cases, report)
         metrics = score(cases, answers, counting=args.counting)
         if others:
             reports = [metrics, *(score(cases, other, resamples=1, counting=args.counting) for other in others)]
             metrics["schema_orders"] = spread(reports)
+        if args.compare:
+            before = read_answers(Path(args.compare) / "predictions.jsonl", cases)
+            metrics["compared"] = {"with": args.compare, **difference(cases, answers, before, counting=args.counting)}
         rows = ({"id": c["id"], "output": a} for c, a in zip(cases, answers, strict=True))
         write_jsonl(report / "predictions.jsonl", rows)
         draw(metrics, report)
@@ -60,6 +61,14 @@ def main() -> None:
         for journal in report.glob("answers-*.jsonl"):
             journal.unlink()
     print(f"{report}: {one_line(metrics)}")
+
+
+def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
+    """The answers of a file, in the order of the cases."""
+    by_id = answers_in_file(read_records(path), str(path), cases)
+    if len(by_id) < len(cases):
+        print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases have no answer: misses", file=sys.stderr)
+    return [by_id.get(str(case["id"]), UNANSWERED) for case in cases]
 
 
 def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
@@ -71,9 +80,7 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
         questions = [question_of(case, args.form) for case in asked]
         answer = answer or answerer(args)
         job = {
-            **{
-                name: value for name, value in vars(args).items() if name not in ("schema_orders", "report", "counting")
-            },
+            **{name: value for name, value in vars(args).items() if name not in AFTERWARDS},
             "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
             "changed": [file.stat().st_mtime_ns for file in weight_files(args)],
         }
@@ -126,11 +133,16 @@ def parse_args():
         help="ask so many times, with the labels in other orders, and tell mean, deviation and worst; the scores stay "
         "those of the given order (default: 1)",
     )
+    parser.add_argument(
+        "--compare", help="report folder of other answers to the same cases: is the difference certain?"
+    )
     args = parser.parse_args()
     if (args.lora_weights or args.load_8bit) and not args.base_model:
         refuse("--lora_weights and --load_8bit go with --base_model")
     if args.server and not args.server.startswith(("http://", "https://")):
         refuse(f"--server {args.server}: an address such as http://127.0.0.1:8090 is needed")
+    if args.compare and not (Path(args.compare) / "predictions.jsonl").is_file():
+        refuse(f"--compare {args.compare}: holds no predictions.jsonl; name the report folder of an earlier run")
     if Path(args.report).is_file():
         refuse(f"--report {args.report}: is a file, a folder is needed")
     if args.batch_size < 1 or args.max_new_tokens < 1 or args.schema_orders < 1:

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowlm.extraction.forms import write_answer
-from knowlm.extraction.scoring import score, spread
+from knowlm.extraction.scoring import difference, score, spread
 
 PARIS = {"head": "Paris", "relation": "country", "tail": "France"}
 LYON = {"head": "Lyon", "relation": "country", "tail": "France"}
@@ -82,6 +82,14 @@ def test_scores_are_told_by_source_and_language():
 def test_other_orders_of_the_schema_give_mean_and_worst_and_no_best():
     reports = [score([case("RE", [PARIS])], [answer]) for answer in ("(Paris,country,France)", "NAN")]
     assert spread(reports)["RE"] == {"f1": [1, 0], "mean": 0.5, "deviation": 0.5, "worst": 0}
+
+
+def test_the_difference_of_two_answers_has_an_interval_of_its_own():
+    cases, right, wrong = [case("RE", [PARIS])] * 20, "(Paris,country,France)", "NAN"
+    better = difference(cases, [right] * 20, [right] * 5 + [wrong] * 15)["RE"]
+    assert better["difference"] == pytest.approx(1 - 2 * 5 / 25) and better["interval"][0] > 0
+    same = difference(cases, [right] * 10 + [wrong] * 10, [right] * 10 + [wrong] * 10)["RE"]
+    assert same == {"difference": 0, "interval": [0, 0]}
 
 
 names = st.sampled_from(["Paris", "Lyon", "Rome"])

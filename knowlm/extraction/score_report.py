@@ -32,6 +32,7 @@ def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) ->
         )
     lines += ["", f"Counted over {metrics['counting']}s of items. The interval is a bootstrap over cases.", ""]
     lines += ["![scores](scores.png)", "", "![errors](errors.png)"]
+    lines += _compared(metrics.get("compared", {}))
     lines += _orders(metrics.get("schema_orders", {}))
     for name, figures in scores_of(metrics):
         lines += _table(f"{name} by label", "label", figures["labels"])
@@ -53,6 +54,23 @@ def _table(title: str, column: str, rows: dict[str, dict]) -> list[str]:
     return ["", f"## {title}", "", f"| {column} | {FIGURES}", "|---|---|---|---|---|"] + [
         f"| {_cell(value)} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | {f['gold']} |"
         for value, f in rows.items()
+    ]
+
+
+def _compared(compared: dict) -> list[str]:
+    if not compared:
+        return []
+    head = [
+        "",
+        f"## Compared with {compared['with']}",
+        "",
+        "| score | F1 is higher by | 95 % interval |",
+        "|---|---|---|",
+    ]
+    return head + [
+        f"| {name} | {f['difference']:+.3f} | {f['interval'][0]:+.3f} to {f['interval'][1]:+.3f} |"
+        for name, f in compared.items()
+        if name != "with"
     ]
 
 
@@ -104,7 +122,7 @@ def draw(metrics: dict, folder: Path) -> None:
     axes.barh(names, [f["f1"] for _, f in scores], height=0.5, color="tab:blue", alpha=0.5, label="F1")
     for i, (_, f) in enumerate(scores):
         axes.plot(f["interval"], [i, i], color="black", linewidth=1)
-    axes.set(xlim=(0, 1), xlabel="strict micro score; the line is F1's 95 % interval")
+    axes.set(xlim=(0, 1.01), xlabel="strict micro score; the line is F1's 95 % interval")
     axes.invert_yaxis()
     axes.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     with replacing(folder / "scores.png") as partial:

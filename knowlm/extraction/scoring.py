@@ -44,21 +44,16 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, 
     each with precision, recall, f1, a 95 % bootstrap interval of f1 over cases, tables by label and by group, and the
     errors by kind. An answer that can't be read counts as a miss.
     """
-    parsed = [parse(case["task"], answer, schema_labels(case)) for case, answer in zip(cases, answers, strict=True)]
-    return score_parsed(cases, parsed, resamples, counting)
+    return score_parsed(cases, read(cases, answers), resamples, counting)
+
+
+def read(cases: Sequence[dict], answers: Sequence[str]) -> list[Parsed]:
+    return [parse(case["task"], answer, schema_labels(case)) for case, answer in zip(cases, answers, strict=True)]
 
 
 def score_parsed(cases: Sequence[dict], parsed: Sequence[Parsed], resamples: int = 1000, counting: str = "multiset"):
     """``score`` of answers that were read already."""
-    if counting not in ("multiset", "set"):
-        raise ValueError(f"counting {counting}: must be multiset or set")
-    tables: dict[str, Table] = {}
-    for case, answer in zip(cases, parsed, strict=True):
-        predicted, gold = elements(case["task"], answer.items), elements(case["task"], case["gold"])
-        for name in gold:
-            if counting == "set":
-                predicted[name], gold[name] = Counter(set(predicted[name])), Counter(set(gold[name]))
-            tables.setdefault(name, Table()).add(case, predicted[name], gold[name])
+    tables = count(cases, parsed, counting)
     report: dict = {
         "cases": len(cases),
         "counting": counting,
@@ -72,6 +67,20 @@ def score_parsed(cases: Sequence[dict], parsed: Sequence[Parsed], resamples: int
         else:
             report[task] = entry
     return report
+
+
+def count(cases: Sequence[dict], parsed: Sequence[Parsed], counting: str) -> dict[str, "Table"]:
+    """The counts of each score."""
+    if counting not in ("multiset", "set"):
+        raise ValueError(f"counting {counting}: must be multiset or set")
+    tables: dict[str, Table] = {}
+    for case, answer in zip(cases, parsed, strict=True):
+        predicted, gold = elements(case["task"], answer.items), elements(case["task"], case["gold"])
+        for name in gold:
+            if counting == "set":
+                predicted[name], gold[name] = Counter(set(predicted[name])), Counter(set(gold[name]))
+            tables.setdefault(name, Table()).add(case, predicted[name], gold[name])
+    return tables
 
 
 class Table:
@@ -148,13 +157,40 @@ def f1_of(right: int, predicted: int, gold: int) -> dict:
 
 def bootstrap(counts: np.ndarray, resamples: int) -> list[float]:
     """2.5th and 97.5th percentile of F1 over resampled cases; counts: (cases, 3)."""
+    return _bounds(_resampled_f1(counts, resamples))
+
+
+def difference(
+    cases: Sequence[dict],
+    answers: Sequence[str],
+    others: Sequence[str],
+    resamples: int = 1000,
+    counting: str = "multiset",
+) -> dict[str, dict]:
+    """By score, F1 of ``answers`` minus F1 of ``others`` to the same cases, and its 95 % interval: a paired bootstrap,
+    which draws the same cases for both (Koehn 2004, https://aclanthology.org/W04-3250).
+    """
+    ours, theirs = (count(cases, read(cases, texts), counting) for texts in (answers, others))
+    found = {}
+    for name, table in ours.items():
+        pair = [np.array(table.cases), np.array(theirs[name].cases)]
+        f1 = [f1_of(*counts.sum(axis=0))["f1"] for counts in pair]
+        resampled = [_resampled_f1(counts, resamples) for counts in pair]  # the same seed draws the same cases
+        found[name] = {"difference": f1[0] - f1[1], "interval": _bounds(resampled[0] - resampled[1])}
+    return found
+
+
+def _resampled_f1(counts: np.ndarray, resamples: int) -> np.ndarray:
     generator = np.random.default_rng(0)
     sums = np.empty((resamples, 3))
     for i in range(resamples):  # one at a time: cases × resamples would not fit for large test sets
         sums[i] = counts[generator.integers(len(counts), size=len(counts))].sum(axis=0)
     right, predicted, gold = sums.T
-    f1 = 2 * right / np.maximum(predicted + gold, 1)
-    return [float(bound) for bound in np.percentile(f1, [2.5, 97.5])]
+    return 2 * right / np.maximum(predicted + gold, 1)
+
+
+def _bounds(values: np.ndarray) -> list[float]:
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])]
 
 
 def spread(reports: Sequence[dict]) -> dict[str, dict]:
