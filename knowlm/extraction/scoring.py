@@ -44,15 +44,7 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, 
     each with precision, recall, f1, a 95 % bootstrap interval of f1 over cases, tables by label and by group, and the
     errors by kind. An answer that can't be read counts as a miss.
     """
-    return score_parsed(cases, read(cases, answers), resamples, counting)
-
-
-def read(cases: Sequence[dict], answers: Sequence[str]) -> list[Parsed]:
-    return [parse(case["task"], answer, schema_labels(case)) for case, answer in zip(cases, answers, strict=True)]
-
-
-def score_parsed(cases: Sequence[dict], parsed: Sequence[Parsed], resamples: int = 1000, counting: str = "multiset"):
-    """``score`` of answers that were read already."""
+    parsed = read(cases, answers)
     tables = count(cases, parsed, counting)
     report: dict = {
         "cases": len(cases),
@@ -67,6 +59,10 @@ def score_parsed(cases: Sequence[dict], parsed: Sequence[Parsed], resamples: int
         else:
             report[task] = entry
     return report
+
+
+def read(cases: Sequence[dict], answers: Sequence[str]) -> list[Parsed]:
+    return [parse(case["task"], answer, schema_labels(case)) for case, answer in zip(cases, answers, strict=True)]
 
 
 def count(cases: Sequence[dict], parsed: Sequence[Parsed], counting: str) -> dict[str, "Table"]:
