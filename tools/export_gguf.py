@@ -52,6 +52,8 @@ def parse_args():
     args = parser.parse_args()
     if not args.output.endswith(".gguf"):
         refuse(f"--output {args.output}: is no name of a GGUF file; name one that ends in .gguf")
+    if Path(args.output).is_dir():
+        refuse(f"--output {args.output}: is a folder; name a file")
     return args
 
 
