@@ -65,3 +65,19 @@ def test_an_output_that_is_a_link_to_another_disk_is_written_there(tmp_path, run
 def test_a_list_that_windows_saved_is_read(tmp_path):
     (tmp_path / "MD5").write_bytes(b"\xef\xbb\xbfd41d8cd98f00b204e9800998ecf8427e  a.bin\r\n")
     assert list(read_checksums(tmp_path / "MD5")) == ["a.bin"]
+
+
+def test_a_difference_is_not_taken_for_a_model(tmp_path, run_warm):
+    raw = save(tmp_path / "raw", {"w": torch.ones(3)})
+    make = ["tools/weight_diff.py", "make_diff", "--path_raw", raw]
+    merge = ["tools/weight_diff.py", "merge", "--path_lora", raw]
+    result = run_warm(*make, "--path_tuned", raw, "--path_diff", tmp_path / "diff", "--exact")
+    assert result.returncode == 0, result.stderr
+    for command in (
+        [*make, "--path_tuned", tmp_path / "diff", "--path_diff", tmp_path / "out"],
+        [*merge, "--path_zhixi", tmp_path / "diff", "--path_sfted", tmp_path / "out"],
+        ["tools/export_gguf.py", "--model", tmp_path / "diff", "--output", tmp_path / "out.gguf", "--type", "f16"],
+    ):
+        result = run_warm(*command)
+        assert result.returncode == 1 and "diff: not a model but the exact difference of two" in result.stderr
+    assert not list(tmp_path.glob("out*"))

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import locked, replacing, require_new, require_space, write_text
+from knowlm.manifest import require_model
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}  # llama.cpp's file types
 MOST_CONTEXT = 8192  # of the Modelfile: Ollama sets memory aside for all of it
@@ -28,6 +29,7 @@ def main() -> None:
     output = Path(args.output)
     modelfile = output.with_suffix(".Modelfile")
     require_new(output)
+    require_model(args.model)
 
     from knowlm.checkpoints import Checkpoint
     from knowlm.gguf_vocabulary import read_vocabulary
