@@ -82,7 +82,7 @@ class CheckpointWriter:
         kind: str = "model",
         dtype: str | None = None,
     ):
-        self.path, self.settings, self.specs = Path(path).absolute(), settings, dict(specs)
+        self.path, self.settings, self.specs = Path(path).resolve(), settings, dict(specs)
         self.kind, self.dtype = kind, dtype
         self.job = json.loads(json.dumps({**job, "knowlm": __version__}))
         self._work = self.path.with_name(self.path.name + ".partial")

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -211,12 +213,12 @@ def load_pickle(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a ``torch.save`` file, mapped into memory; ValueError if it holds anything else."""
     try:
         is_mapped = zipfile.is_zipfile(file)  # as PyTorch writes since 1.6; older ones are read whole
-        found = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # an odd pickle is told of below
+            found = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors alike
-        raise ValueError(
-            f"{file}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
-            "nothing of it was run; download it again"
-        ) from None
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        fact = f"holds {code[1]}, which is no weight" if code else "cut short, damaged or no file of weights"
+        raise ValueError(f"{file}: {fact}; nothing of it was run; download it again") from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
     ):

@@ -20,8 +20,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a write that fails doesn't tell it
         raise
 
 
@@ -32,7 +34,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     A partial folder left by a killed run is removed first. Raises ValueError when
     ``path`` already holds something: nothing of a user's is overwritten.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link to an empty folder on another disk stays one
     require_new(path)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -75,10 +77,22 @@ def locked(output: str | Path) -> Iterator[None]:
 
 
 def require_new(folder: str | Path) -> None:
-    """Raise ValueError if ``folder`` already holds something."""
+    """Raise ValueError if ``folder`` already holds something, or can't take its place once it is made."""
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder}: already exists; remove it, or name another output")
+    if folder.is_mount():
+        raise ValueError(f"{folder}: a disk is mounted here, so it can't be replaced; name a new folder in it")
+    parent = nearest_parent(folder)
+    if not parent.is_dir():
+        raise ValueError(f"{folder}: {parent} is a file, so nothing can lie in it; name another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: you can't write to {parent}; name another output")
+
+
+def nearest_parent(path: Path) -> Path:
+    """The nearest of the folders that ``path`` is to lie in."""
+    return next(parent for parent in path.resolve().parents if parent.exists())
 
 
 def require_file(path: str | Path) -> Path:
@@ -105,13 +119,11 @@ def inner_name(name: str, where: str) -> str:
 
 def require_space(folder: str | Path, needed: int) -> None:
     """Raise OSError if the disk under ``folder`` has fewer than ``needed`` bytes left."""
-    parent = Path(folder).absolute()
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(folder if Path(folder).is_dir() else nearest_parent(Path(folder))).free
     if free < needed:
+        unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
         raise OSError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on that disk; "
+            f"{folder}: {needed / unit:.1f} {name} are needed and {free / unit:.1f} {name} are free on that disk; "
             "make room or choose an output on another disk"
         )
 

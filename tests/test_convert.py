@@ -272,3 +272,34 @@ def test_a_pickle_that_holds_code_is_refused(write_meta, run_convert):
     torch.save({"tok_embeddings.weight": Path("x")}, root / "7B/consolidated.00.pth")
     with pytest.raises(ValueError, match="nothing of it was run"):
         run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"dim": "64"}, "params.json: dim is 64, a number over 0"),
+        ({"n_heads": 0}, "params.json: n_heads is 0"),
+        ({"n_layers": 1}, r"consolidated.00.pth: holds layers.1.\S+, which the model of params.json hasn't"),
+    ],
+)
+def test_params_that_cannot_be_are_named(write_meta, run_convert, params, message):
+    root, _ = write_meta("7B")
+    file = root / "7B/params.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | params))
+    with pytest.raises(ValueError, match=message):
+        run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "line 1: not a checksum and a file name"),
+        (b"\xbc\x00\xff", "not a text file"),
+        (b"d41d8cd98f00b204e9800998ecf8427e  ../params.json", "lies outside the folder"),
+    ],
+)
+def test_a_list_of_md5s_that_is_none_is_named(write_meta, run_convert, content, message):
+    root, _ = write_meta("7B")
+    (root / "7B/checklist.chk").write_bytes(content)
+    with pytest.raises(ValueError, match=f"checklist.chk.*{message}"):
+        run_convert("--input_dir", root, "--model_size", "7B")

@@ -7,7 +7,6 @@ Writes fp16 in pieces of a few megabytes. The output folder appears when it is w
 behind the shards that were. Meta's MD5 lists are checked first.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # reading, arithmetic and writing have a thread each
 
+from knowlm.checksums import hash_file, read_checksums
 from knowlm.cli import ArgumentParser, run
 from knowlm.files import read_json, require_file, require_new, write_json
 
 NUM_SHARDS = {"7B": 1, "13B": 2, "30B": 4, "65B": 8, "70B": 8}
+NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")  # of params.json
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # ids 0, 1, 2
 TENSORS = {  # Meta's name: Hugging Face's, shape, dimension on which the shards join (None: each holds all of it)
     "tok_embeddings": ("model.embed_tokens", ("vocabulary", "dim"), 1),
@@ -108,13 +109,11 @@ def check_md5s(checklist: Path) -> None:
         print(f"{checklist}: not here, so no MD5 is compared with it")
         return
     bad = []
-    for line in filter(None, checklist.read_text(encoding="utf-8").splitlines()):
-        expected, _, name = line.partition("  ")
-        with require_file(checklist.parent / name).open("rb") as content:
-            digest = hashlib.file_digest(content, "md5").hexdigest()
-        print(f"{checklist.parent / name}: {'OK' if digest == expected else 'BAD'}", flush=True)
-        if digest != expected:
-            bad.append(f"{checklist.parent / name}: MD5 is {digest}, {checklist.name} says {expected}")
+    for name, expected in read_checksums(checklist).items():
+        digest = hash_file(require_file(checklist.parent / name), expected.algorithm)
+        print(f"{checklist.parent / name}: {'OK' if digest == expected.hex else 'BAD'}", flush=True)
+        if digest != expected.hex:
+            bad.append(f"{checklist.parent / name}: MD5 is {digest}, {checklist.name} says {expected.hex}")
     if bad:
         raise ValueError(f"{bad[0]}; download it again (--skip_checks converts it all the same)")
 
@@ -124,8 +123,10 @@ def read_config(file: Path, shard: dict, max_positions: int):
     from transformers import LlamaConfig
 
     params = read_json(file)
-    if lacking := {"dim", "n_layers", "n_heads", "norm_eps"} - set(params):
-        raise ValueError(f"{file}: lacks {', '.join(sorted(lacking))}; download it again")
+    for name in NEEDED:
+        number = params.get(name) if isinstance(params, dict) else None
+        if not isinstance(number, int | float) or number <= 0:
+            raise ValueError(f"{file}: {name} is {number}, a number over 0 is needed; download it again")
     multiple = params.get("multiple_of", 256)
     hidden = int(params.get("ffn_dim_multiplier", 1) * int(8 * params["dim"] / 3))
     return LlamaConfig(
@@ -165,6 +166,9 @@ def check_shapes(parts: dict, shards: dict) -> None:
             if found != expected:
                 fact = f"{meta} has shape {found}, by params.json it is {expected}"
                 raise ValueError(f"{file}: {fact}; the two aren't one model's, download both again")
+        if unknown := sorted({*shard} - {meta for meta, *_ in parts.values()} - {"rope.freqs"}):
+            fact = f"holds {unknown[0]}, which the model of params.json hasn't"
+            raise ValueError(f"{file}: {fact}; the two aren't one model's, download both again")
 
 
 def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict], config) -> Iterator:

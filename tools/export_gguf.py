@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import locked, replacing, require_new, require_space, write_text
+from knowlm.manifest import require_model
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}  # llama.cpp's file types
 MOST_CONTEXT = 8192  # of the Modelfile: Ollama sets memory aside for all of it
@@ -28,6 +29,7 @@ def main() -> None:
     output = Path(args.output)
     modelfile = output.with_suffix(".Modelfile")
     require_new(output)
+    require_model(args.model)
 
     from knowlm.checkpoints import Checkpoint
     from knowlm.gguf_vocabulary import read_vocabulary
@@ -52,6 +54,8 @@ def parse_args():
     args = parser.parse_args()
     if not args.output.endswith(".gguf"):
         refuse(f"--output {args.output}: is no name of a GGUF file; name one that ends in .gguf")
+    if Path(args.output).is_dir():
+        refuse(f"--output {args.output}: is a folder; name a file")
     return args
 
 

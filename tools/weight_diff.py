@@ -34,9 +34,12 @@ def make_diff(
     from knowlm.checkpoint_writer import CheckpointWriter
     from knowlm.checkpoints import DTYPE_NAMES, Checkpoint, check_same_tensors
     from knowlm.files import require_new
+    from knowlm.manifest import require_model
     from knowlm.weight_deltas import EXACT, PLAIN, difference_specs, subtract, together
 
     require_new(path_diff)
+    require_model(path_raw)
+    require_model(path_tuned)
     with Checkpoint(path_raw) as raw, Checkpoint(path_tuned) as tuned:
         check_same_tensors(raw, tuned)
         specs, kind = difference_specs(tuned, exact), EXACT if exact else PLAIN
@@ -127,8 +130,10 @@ def merge(
     from knowlm.checkpoints import Checkpoint, in_file_order
     from knowlm.files import require_new
     from knowlm.lora import Adapter
+    from knowlm.manifest import require_model
 
     require_new(path_sfted)
+    require_model(path_zhixi)
     adapter = Adapter(path_lora)
     with Checkpoint(path_zhixi) as base:
         adapter.check_fits(base)
