@@ -32,7 +32,7 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.extraction.schemas import FewEmpty, batched, confusable, label_of, spans_of
+from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
 from knowlm.files import iterate_records, read_json, replacing, require_file
 
 CHATS = {

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from knowlm.extraction.cases import case_of_row, row_of
 from knowlm.extraction.published_data import read_iepile, write_iepile
-from knowlm.extraction.schemas import BATCH, batched, confusable, label_of
+from knowlm.extraction.label_batches import BATCH, batched, confusable, label_of
 
 NER = {
     "id": "1",

@@ -88,7 +88,7 @@ def write_iepile(case: dict) -> dict:
 def read_annotated(record: dict, number: int) -> Iterator[dict]:
     """InstructIE's ``{"id", "cate", "text", "relation": [...]}``; likewise IEPile's sources with "entity" or "event".
 
-    The schema of each case holds the labels of its own gold: ``schemas.batched`` adds others.
+    The schema of each case holds the labels of its own gold: ``label_batches.batched`` adds others.
     """
     text = record["text"]
     case = {"id": str(record.get("id", number)), "language": language_of(text), "input": text}
