@@ -1,22 +1,24 @@
 """Write model folders in pieces, so that a killed run goes on where it was and no half folder looks whole."""
 
 import json
+import math
 import os
 import shutil
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
+import numpy as np
 from blake3 import blake3
 from tqdm import tqdm
 
 from knowlm import __version__
-from knowlm.checkpoints import BEHIND, DTYPE_NAMES, Spec, as_bytes
+from knowlm.checkpoints import BEHIND, Spec, as_bytes
 from knowlm.checksums import hash_file
+from knowlm.dtypes import FLOATS, FP8, HELD
 from knowlm.files import locked, read_json, require_new, require_space, sync, write_json, write_text
 from knowlm.manifest import MANIFEST, write_manifest
 
@@ -130,6 +132,7 @@ class CheckpointWriter:
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         self._open: dict[str, Shard] = {}  # one at most
         self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
+        self._infinite: Counter[str] = Counter()
 
     def _recall(self) -> None:
         """Take up the shards that a run of the same job finished."""
@@ -171,9 +174,12 @@ class CheckpointWriter:
             return None
         return record if is_whole else None
 
-    def add(self, name: str, rows: torch.Tensor) -> None:
-        """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added."""
-        self._do(self._append, name, rows)
+    def add(self, name: str, rows: np.ndarray, infinite: int = 0) -> None:
+        """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added.
+
+        infinite: how many of their numbers only became so (see ``dtypes.fit``).
+        """
+        self._do(self._append, name, rows, infinite)
 
     def finish(self, name: str, facts: dict | None = None) -> None:
         """All rows of a tensor were added; ``facts`` go into the manifest with its own type, shape and BLAKE3."""
@@ -191,19 +197,22 @@ class CheckpointWriter:
         for kept in self._kept:
             kept.result()
 
-    def _append(self, name: str, rows: torch.Tensor) -> None:
-        assert rows.dtype == self.specs[name][0], name
-        file, content = self._file_of[name], as_bytes(rows.contiguous())
+    def _append(self, name: str, rows: np.ndarray, infinite: int) -> None:
+        assert rows.dtype == HELD[self.specs[name][0]], name
+        file, content = self._file_of[name], as_bytes(np.ascontiguousarray(rows))
         if file not in self._open:
             self._open[file] = Shard(self.partial / file, {name: self.specs[name] for name in self.shards[file]})
         self._open[file].write(content)
         self._hashers.setdefault(name, blake3()).update(content)
+        self._infinite[name] += infinite
         self._bar.update(content.nbytes)
 
     def _close(self, name: str, facts: dict) -> None:
         dtype, shape = self.specs[name]
         file = self._file_of[name]
-        own = {"file": file, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
+        own: dict = {"file": file, "shape": list(shape), "dtype": dtype}
+        if infinite := self._infinite.pop(name):
+            own["infinite"] = infinite
         self.tensors[name] = {**own, "blake3": self._hashers.pop(name).hexdigest(), **facts}
         if name == self.shards[file][-1]:  # the next shard begins while this one goes to the disk
             self._kept.append(self._disk.submit(self._keep, file, self._open.pop(file)))
@@ -216,6 +225,14 @@ class CheckpointWriter:
             journal.flush()
             os.fsync(journal.fileno())
         self.files[file] = facts
+
+    def tell_infinite(self, way_out: str) -> None:
+        """One line on stderr if numbers became infinite."""
+        counts = {name: self.tensors[name].get("infinite", 0) for name in self.specs}
+        if total := sum(counts.values()):
+            first = next(name for name in counts if counts[name])
+            fact = f"{total} numbers are too large for fp16 and became infinite, the first in {first}"
+            print(f"{self.path}: {fact}; {way_out}", file=sys.stderr)
 
     def __exit__(self, error_type, *_) -> None:
         with self._stack:
@@ -263,7 +280,7 @@ class CheckpointWriter:
 
 def size_of(spec: Spec) -> int:
     """Bytes of a tensor."""
-    return spec[0].itemsize * torch.Size(spec[1]).numel()
+    return HELD[spec[0]].itemsize * math.prod(spec[1])
 
 
 def header(specs: Mapping[str, Spec]) -> bytes:
@@ -272,7 +289,7 @@ def header(specs: Mapping[str, Spec]) -> bytes:
     offset = 0
     for name, (dtype, shape) in specs.items():
         stop = offset + size_of((dtype, shape))
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -280,10 +297,8 @@ def header(specs: Mapping[str, Spec]) -> bytes:
 
 
 def in_fp16(specs: Mapping[str, Spec]) -> dict[str, Spec]:
-    """The same tensors, those of floats in fp16."""
-    return {
-        name: (torch.float16 if dtype.is_floating_point else dtype, shape) for name, (dtype, shape) in specs.items()
-    }
+    """The same tensors, those of floats in fp16; fp8 stays, as its numbers mean nothing without their scales."""
+    return {name: ("F16" if dtype in FLOATS and dtype not in FP8 else dtype, it) for name, (dtype, it) in specs.items()}
 
 
 def copy_settings(source: Path, target: Path) -> None:

@@ -181,7 +181,7 @@ def test_the_published_command_converts_and_prints_its_checks(write_meta, run_wa
 
     with Checkpoint(root / "converted") as converted:
         assert len(converted) == 21
-        assert {converted.spec(name)[0] for name in converted} == {torch.float16}
+        assert {converted.spec(name)[0] for name in converted} == {"F16"}
 
 
 def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta, run_convert):
