@@ -131,7 +131,7 @@ class CheckpointWriter:
         self._kept: list[Future] = []  # shards on their way to the disk
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         self._open: dict[str, Shard] = {}  # one at most
-        self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
+        self._hashers: dict[str, blake3] = {}  # of the tensor that is being added
         self._infinite: Counter[str] = Counter()
 
     def _recall(self) -> None:
@@ -179,11 +179,20 @@ class CheckpointWriter:
 
         infinite: how many of their numbers only became so (see ``dtypes.fit``).
         """
-        self._do(self._append, name, rows, infinite)
+        assert rows.dtype == HELD[self.specs[name][0]], name
+        content = as_bytes(np.ascontiguousarray(rows))
+        self._hashers.setdefault(name, blake3()).update(content)
+        self._infinite[name] += infinite
+        self._do(self._append, self._file_of[name], content)
 
     def finish(self, name: str, facts: dict | None = None) -> None:
         """All rows of a tensor were added; ``facts`` go into the manifest with its own type, shape and BLAKE3."""
-        self._do(self._close, name, facts or {})
+        dtype, shape = self.specs[name]
+        self.tensors[name] = {"file": self._file_of[name], "shape": list(shape), "dtype": dtype}
+        self.tensors[name] |= {"blake3": self._hashers.pop(name).hexdigest()} | (facts or {})
+        if infinite := self._infinite.pop(name):
+            self.tensors[name]["infinite"] = infinite
+        self._do(self._close, name)
 
     def _do(self, *call) -> None:
         self._waiting.append(self._thread.submit(*call))
@@ -197,23 +206,14 @@ class CheckpointWriter:
         for kept in self._kept:
             kept.result()
 
-    def _append(self, name: str, rows: np.ndarray, infinite: int) -> None:
-        assert rows.dtype == HELD[self.specs[name][0]], name
-        file, content = self._file_of[name], as_bytes(np.ascontiguousarray(rows))
+    def _append(self, file: str, content: memoryview) -> None:
         if file not in self._open:
             self._open[file] = Shard(self.partial / file, {name: self.specs[name] for name in self.shards[file]})
         self._open[file].write(content)
-        self._hashers.setdefault(name, blake3()).update(content)
-        self._infinite[name] += infinite
         self._bar.update(content.nbytes)
 
-    def _close(self, name: str, facts: dict) -> None:
-        dtype, shape = self.specs[name]
+    def _close(self, name: str) -> None:
         file = self._file_of[name]
-        own: dict = {"file": file, "shape": list(shape), "dtype": dtype}
-        if infinite := self._infinite.pop(name):
-            own["infinite"] = infinite
-        self.tensors[name] = {**own, "blake3": self._hashers.pop(name).hexdigest(), **facts}
         if name == self.shards[file][-1]:  # the next shard begins while this one goes to the disk
             self._kept.append(self._disk.submit(self._keep, file, self._open.pop(file)))
 

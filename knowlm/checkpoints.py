@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 import numpy as np
 from blake3 import blake3
 
-from knowlm.dtypes import HELD, NAMES, as_array, as_tensor
+from knowlm.dtypes import HELD, NAMES, as_array, torch_dtype
 from knowlm.files import read_json
 from knowlm.models import check_model_folder, find_weights
 
@@ -120,11 +120,13 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
         return name in self.stored
 
     def __getitem__(self, name: str) -> "torch.Tensor":
+        import torch
+
         stored = self.find(name)
-        rows = np.empty(shape_in_rows(stored.shape), HELD[stored.dtype])
-        if rows.size:
-            stored.read(0, rows)
-        return as_tensor(rows, stored.dtype).view(stored.shape)
+        tensor = torch.empty(stored.shape, dtype=torch_dtype(stored.dtype))
+        if tensor.numel():
+            stored.read(0, as_array(tensor.view(shape_in_rows(stored.shape))))
+        return tensor
 
     def find(self, name: str) -> Stored:
         """Where a tensor is, a KeyError if nowhere. A model with tied embeddings stores only one of the two."""
