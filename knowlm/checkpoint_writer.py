@@ -23,6 +23,7 @@ from knowlm.files import locked, read_json, require_new, require_space, sync, wr
 from knowlm.manifest import MANIFEST, write_manifest
 
 SHARD_BYTES = 2 * 10**9
+SETTINGS = (".bpe", ".jinja", ".json", ".model", ".py", ".tiktoken", ".txt", ".vocab")
 
 
 class Shard:
@@ -251,9 +252,8 @@ class CheckpointWriter:
                 shutil.rmtree(self._work, ignore_errors=True)
 
     def _publish(self) -> None:
-        for left in self.partial.iterdir():
-            if left.name not in self.shards:
-                left.unlink()  # of a kill amid what follows
+        for left in self._beside():
+            left.unlink()  # of a kill amid what follows
         if len(self.shards) > 1:
             write_json(
                 self.partial / "model.safetensors.index.json",
@@ -264,10 +264,11 @@ class CheckpointWriter:
             config = {**read_json(self.partial / "config.json"), "dtype": self.dtype}
             config.pop("torch_dtype", None)
             write_json(self.partial / "config.json", config)
-        for file in sorted(self.partial.iterdir()):
-            if file.name not in self.shards:
-                sync(file)
-                self.files[file.name] = {"bytes": file.stat().st_size, "blake3": hash_file(file, "blake3")}
+        for file in self._beside():
+            sync(file)
+            name = file.relative_to(self.partial).as_posix()
+            self.files[name] = {"bytes": file.stat().st_size, "blake3": hash_file(file, "blake3")}
+            sync(file.parent)
         files = {name: self.files[name] for name in sorted(self.files)}
         tensors = {name: self.tensors[name] for name in self.specs}
         write_manifest(self.partial, {"knowlm": __version__, "kind": self.kind, "files": files, "tensors": tensors})
@@ -276,6 +277,10 @@ class CheckpointWriter:
         os.replace(self.partial, self.path)
         sync(self.path.parent)
         shutil.rmtree(self._work)
+
+    def _beside(self) -> list[Path]:
+        """The files that are no shards."""
+        return sorted(it for it in self.partial.rglob("*") if it.is_file() and it.name not in self.shards)
 
 
 def size_of(spec: Spec) -> int:
@@ -302,12 +307,12 @@ def in_fp16(specs: Mapping[str, Spec]) -> dict[str, Spec]:
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Copy config, generation config and tokenizer files: everything small that is no weight."""
-    for file in sorted(source.iterdir()):
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".model", ".jinja", ".txt")
-            and "index" not in file.name
-            and file.name not in ("trainer_state.json", MANIFEST)
-        ):
-            shutil.copyfile(file, target / file.name)
+    """Copy configs, tokenizer, chat templates and the model's own code, which isn't run: all but weights and prose."""
+    for file in sorted([*source.iterdir(), *source.glob("additional_chat_templates/*")]):
+        name = file.name
+        is_setting = file.suffix in SETTINGS or name.startswith("tokenizer.")  # tokenizer.model.v3
+        is_of_weights = name.endswith(".index.json") or name in ("adapter_config.json", "trainer_state.json", MANIFEST)
+        if file.is_file() and is_setting and not is_of_weights:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)
