@@ -119,7 +119,11 @@ class Difference:
             return dtype
         names = (self.diff.config.get("dtype"), self.diff.config.get("torch_dtype"))
         half = "BF16" if "bfloat16" in names else "F16"
-        return {8: "F64", 4: "F32", 2: half}.get(HELD[dtype].itemsize, self.raw.spec(name)[0])
+        tuned = {8: "F64", 4: "F32", 2: half}.get(HELD[dtype].itemsize, self.raw.spec(name)[0])
+        if HELD[tuned].itemsize != HELD[dtype].itemsize:
+            fact = f"{name} has {dtype} for {tuned}, and no {MANIFEST} tells what comes of it"
+            raise ValueError(f"{self.diff.find(name).file}: {fact}; download that file too")
+        return tuned
 
     def add_to(self, old: Piece, change: Piece, dtype: str) -> tuple[np.ndarray, int]:
         """The tuned rows in ``dtype``, and how many of their numbers became infinite. After the last rows of a tensor,

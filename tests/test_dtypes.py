@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import weight_diff
 from model_folders import random_weights, same_bits, save, weights_of
 
 from knowlm.dtypes import DTYPES, FP8, HELD, as_array, as_tensor, convert, fit, torch_dtype
-from knowlm.manifest import read_manifest
+from knowlm.manifest import MANIFEST, read_manifest
 
 WITHOUT_TORCH = "import runpy, sys; sys.modules['torch'] = None; runpy.run_path(sys.argv.pop(1), run_name='__main__')"
 
@@ -60,6 +61,19 @@ def test_fp8_stays_when_the_rest_becomes_fp16(tmp_path):
     found = weights_of(tmp_path / "out")
     assert found["w1"].dtype == torch.float16
     assert same_bits({"w0": found["w0"]}, {"w0": weights["w0"]})
+
+
+@pytest.mark.parametrize(("raw_dtype", "tuned_dtype"), [("F8_E5M2", "F8_E5M2"), ("F64", "F64"), ("BF16", "F8_E5M2")])
+def test_without_a_manifest_bits_become_what_fits_them_or_nothing(tmp_path, raw_dtype, tuned_dtype):
+    raw, tuned = pair_of(tmp_path / "raw", [raw_dtype])[0], pair_of(tmp_path / "tuned", [tuned_dtype])[1]
+    weight_diff.make_diff(raw, tuned, str(tmp_path / "diff"), exact=True)
+    (tmp_path / "diff" / MANIFEST).unlink()
+    if raw_dtype != tuned_dtype:
+        with pytest.raises(ValueError, match="w0 has U8 for BF16, and no"):
+            weight_diff.recover(raw, str(tmp_path / "diff"), str(tmp_path / "out"))
+        return
+    weight_diff.recover(raw, str(tmp_path / "diff"), str(tmp_path / "out"))
+    assert same_bits(weights_of(tmp_path / "out"), weights_of(Path(tuned)))
 
 
 def test_a_dtype_that_is_not_supported_is_named(tmp_path):
