@@ -232,7 +232,7 @@ class CheckpointWriter:
         counts = {name: self.tensors[name].get("infinite", 0) for name in self.specs}
         if total := sum(counts.values()):
             first = next(name for name in counts if counts[name])
-            fact = f"{total} numbers are too large for fp16 and became infinite, the first in {first}"
+            fact = f"{total} number(s) too large for fp16 became infinite, the first in {first}"
             print(f"{self.path}: {fact}; {way_out}", file=sys.stderr)
 
     def __exit__(self, error_type, *_) -> None:

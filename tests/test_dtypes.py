@@ -114,12 +114,12 @@ def test_numbers_that_became_infinite_are_told_in_one_line(tmp_path, capsys, kin
         save(raw, {name: -weight.half() for name, weight in large.items()})
         tuned = save(tmp_path / "tuned", {name: weight.half() for name, weight in large.items()})
         weight_diff.make_diff(str(raw), str(tuned), out)
-        fact = "4 numbers are too large for fp16 and became infinite, the first in b; use --exact"
+        fact = "4 number(s) too large for fp16 became infinite, the first in b; use --exact"
     elif kind == "recover":
         save(raw, large)
         weight_diff.make_diff(str(raw), str(raw), diff, exact=True)
         weight_diff.recover(str(raw), diff, out, is_fp16=True)
-        fact = "2 numbers are too large for fp16 and became infinite, the first in a; leave --is_fp16 away"
+        fact = "2 number(s) too large for fp16 became infinite, the first in a; leave --is_fp16 away"
     else:
         save(raw, {"b.weight": large["b"].half()})
         (tmp_path / "lora").mkdir()
@@ -127,7 +127,7 @@ def test_numbers_that_became_infinite_are_told_in_one_line(tmp_path, capsys, kin
         save_file(parts, tmp_path / "lora/adapter_model.safetensors")
         (tmp_path / "lora/adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
         weight_diff.merge(str(raw), str(tmp_path / "lora"), out)
-        fact = "4 numbers are too large for fp16 and became infinite, the first in b.weight; merge into the base in"
+        fact = "4 number(s) too large for fp16 became infinite, the first in b.weight; merge into the base in"
     lines = [line for line in capsys.readouterr().err.splitlines() if "infinite" in line]
     assert len(lines) == 1 and lines[0].startswith(f"{out}: {fact}")
 
