@@ -181,7 +181,7 @@ def test_the_published_command_converts_and_prints_its_checks(write_meta, run_wa
 
     with Checkpoint(root / "converted") as converted:
         assert len(converted) == 21
-        assert {converted.spec(name)[0] for name in converted} == {torch.float16}
+        assert {converted.spec(name)[0] for name in converted} == {"F16"}
 
 
 def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta, run_convert):
@@ -192,6 +192,16 @@ def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta,
     with Checkpoint(output) as converted:
         assert torch.equal(converted["model.embed_tokens.weight"], weights["tok_embeddings.weight"].bfloat16().half())
         assert converted.config["max_position_embeddings"] == 4096
+
+
+def test_a_number_too_large_for_fp16_is_told(write_meta, run_convert, capsys):
+    root, _ = write_meta("7B", dtype=torch.bfloat16)
+    shard = torch.load(root / "7B/consolidated.00.pth")
+    shard["layers.1.ffn_norm.weight"][3] = 1e6
+    torch.save(shard, root / "7B/consolidated.00.pth")
+    run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+    fact = "1 number(s) too large for fp16 became infinite, the first in model.layers.1.post_attention_layernorm.weight"
+    assert fact in capsys.readouterr().err
 
 
 def test_the_tokenizer_cuts_text_as_sentencepiece_does(write_meta, run_convert):

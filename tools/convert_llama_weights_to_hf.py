@@ -53,8 +53,6 @@ def main() -> None:
         check_md5s(source / "checklist.chk")
         check_md5s(tokenizer.with_name("tokenizer_checklist.chk"))
 
-    import torch
-
     from knowlm.checkpoint_writer import CheckpointWriter
     from knowlm.checkpoints import identity, load_pickle
 
@@ -65,13 +63,14 @@ def main() -> None:
     check_shapes(parts, shards)
     with tempfile.TemporaryDirectory() as settings:
         write_settings(Path(settings), config, tokenizer)
-        specs = {name: (torch.float16, shape) for name, (_, shape, _) in parts.items()}
+        specs = {name: ("F16", shape) for name, (_, shape, _) in parts.items()}
         job = {"convert": args.llama_version, "inputs": identity([source / "params.json", tokenizer, *files])}
         with CheckpointWriter(args.output_dir, Path(settings), specs, job) as out:
             for name in out.missing:
                 for rows in join(*parts[name], list(shards.values()), config):
-                    out.add(name, rows)
+                    out.add(name, *rows)
                 out.finish(name)
+    out.tell_infinite("download the shards again, as published they fit")
     print(f"{args.output_dir}: LLaMA {args.model_size} in fp16, {len(parts)} tensors of {len(files)} shard(s)")
 
 
@@ -172,10 +171,11 @@ def check_shapes(parts: dict, shards: dict) -> None:
 
 
 def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict], config) -> Iterator:
-    """The rows of the whole tensor in fp16, a few megabytes at a time."""
+    """Some rows of the whole tensor at a time, in fp16, and how many of their numbers became infinite."""
     import torch
 
     from knowlm.checkpoints import rows_at_once
+    from knowlm.dtypes import NAMES, as_array, fit
 
     tensors = [shard[meta] for shard in (shards[:1] if dim is None else shards)]
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}.get(meta.split(".")[-2])
@@ -183,9 +183,10 @@ def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict],
     step = rows_at_once(shape, size)
     for side_by_side in [tensors] if dim == 1 else [[tensor] for tensor in tensors]:
         for first in range(0, len(side_by_side[0]), step):
-            rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1).to(torch.float16)
-            # Rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart.
-            yield rows.view(-1, size // 2, 2, shape[1]).transpose(1, 2).reshape(rows.shape) if heads else rows
+            rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1)
+            if heads:  # rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart
+                rows = rows.view(-1, size // 2, 2, shape[1]).transpose(1, 2).reshape(rows.shape)
+            yield fit(as_array(rows), NAMES[str(rows.dtype)], "F16")
 
 
 def write_settings(folder: Path, config, tokenizer: Path) -> None:

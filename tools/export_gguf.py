@@ -92,6 +92,8 @@ def plan_tensors(checkpoint, config, type: str) -> dict:
     from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
     from transformers import LlamaForCausalLM
 
+    from knowlm.dtypes import FLOATS
+
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings:
@@ -102,7 +104,7 @@ def plan_tensors(checkpoint, config, type: str) -> dict:
         if name not in checkpoint:
             raise ValueError(f"{checkpoint.folder}: lacks {name}, which its config.json asks for; download it again")
         dtype, found = checkpoint.spec(name)
-        if found != shape or not dtype.is_floating_point:
+        if found != shape or dtype not in FLOATS:
             fact = f"{name} has shape {found} in {dtype}, by its config.json it is {shape} in floating point"
             raise ValueError(f"{checkpoint.folder}: {fact}; download it again (recover a difference first)")
         stored = GGMLQuantizationType["F32" if len(shape) == 1 else type.upper()]
@@ -200,10 +202,13 @@ def rows_of(checkpoint, name: str, config):
 
     Rotary: llama.cpp turns neighbouring rows of a query's or key's head together, Hugging Face rows half a head apart.
     """
+    from knowlm.dtypes import as_tensor
+
     turned = {"q_proj", "k_proj"} & set(name.split("."))
     for piece in checkpoint.pieces([name], config.head_dim if turned else 1):
         halves = (-1, 2, config.head_dim // 2)
-        yield piece.rows.unflatten(0, halves).transpose(1, 2).flatten(0, 2) if turned else piece.rows
+        rows = as_tensor(piece.rows, piece.dtype)
+        yield rows.unflatten(0, halves).transpose(1, 2).flatten(0, 2) if turned else rows
 
 
 def encode(rows, stored):
