@@ -1,5 +1,6 @@
 """A peft LoRA adapter as what it makes of each base weight: W + scaling · B A (arXiv 2106.09685), rows at a time."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -48,6 +49,11 @@ class Adapter:
             isinstance(pattern, dict) for pattern in patterns
         ):
             raise ValueError(f"{file}: not the settings of a LoRA adapter (r, lora_alpha, patterns); download it again")
+        for pattern in itertools.chain(*patterns):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{file}: {pattern!r} is no regular expression ({error}); mend it") from None
         if config.get("peft_type", "LORA") != "LORA":
             raise ValueError(f"{file}: a {config['peft_type']} adapter, which can't be merged here; use peft")
         for option in UNKNOWN:

@@ -120,6 +120,7 @@ def test_pickled_adapters_are_merged_and_fp16_is_written_if_asked(tiny_llama, tm
             {"model.layers.0.self_attn.q_proj": (64, 128)},
             "changed base weights",
         ),
+        ({"r": 2, "rank_pattern": {"q_(": 2}}, {"model.layers.0.self_attn.q_proj": (64, 128)}, "no regular expression"),
         ({"r": 2, "layer_replication": [[0, 2]]}, {"model.layers.0.self_attn.q_proj": (64, 128)}, "layer_replication"),
     ],
 )

@@ -95,6 +95,9 @@ def recover(
     checked = (
         "base and difference are as its manifest says" if difference.manifest else "it has no manifest to check by"
     )
+    strange = next((name for name, facts in out.tensors.items() if facts["sum"] is None), None)
+    if strange:
+        print(f"{path_tuned}: {strange} holds numbers that are none (nan) or infinite", file=sys.stderr)
     print(f"{path_tuned}: {len(specs)} tensors recovered, their sum is {total:.4f}; {checked}")
 
 
