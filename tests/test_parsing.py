@@ -163,6 +163,7 @@ def test_a_comma_in_an_entity_is_read_without_a_schema():
         "巴黎（法国首都，大都会）位于塞纳河畔（全长，约，七百公里）。",
         "I can't tell {because, of, this}.",
         "x < 5, y > 3, and so on",
+        "It was a long story, as always: first this, then that.",
         '{"error": "no input"}',
         "No, (I, don't, know) and (neither, do, you).",
         "???",

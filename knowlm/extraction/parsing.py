@@ -59,6 +59,7 @@ LEADING = re.compile(rf"(?:\s|{SPECIAL.pattern})*+")
 FENCE = re.compile(r"```[\w-]*+")
 LIST_MARK = re.compile(rf"(?:^|(?<=\n))[ \t]*+{BULLET}[ \t]*+")
 LINE_MARK = re.compile(rf"\s*+{BULLET}\s*+")
+LONGEST_LABEL = 40  # letters before a colon; more is a sentence
 FILLING = re.compile(r"[\s,;:.。、|*`\[\](){}<>&]|and|和|与|及|以及")
 
 
@@ -215,7 +216,9 @@ def _items_of_line(task: str, masked: str, text: str, start: int, stop: int, sch
     edges = [start, *(colon + 1 for colon in colons)]
     names = [clean(text[a:b]) for a, b in zip(edges, colons, strict=False)]
     at = next((place for place, name in enumerate(names) if name in schema.labels), -1)
-    if not names or (at < 0 and (schema.labels or task == "NER")):
+    if not names or (at < 0 and (schema.labels or task == "NER" or len(names[-1]) > LONGEST_LABEL)):
+        return []
+    if at < 0 and "," in masked[start : colons[-1]]:
         return []
     commas = [match.start() for match in re.compile(",").finditer(masked, colons[at] + 1, stop)]
     edges = [colons[at], *commas, stop - text[start:stop].rstrip().endswith("。")]
