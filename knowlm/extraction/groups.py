@@ -257,27 +257,36 @@ class GroupReader:
 
     def _pairs(self, group: Group, after: int, angle: bool) -> list[tuple[str, str]]:
         """(text, role) of arguments: groups of two, or text#role (in angle brackets role#text)."""
-        pairs = []
-        work = [child for child in reversed(group.children) if child.start > after]
-        grouped = False
-        while work:
-            child = work.pop()
-            if any(inner.commas for inner in child.children):
-                work.extend(reversed(child.children))
-            elif child.commas:
-                grouped = True
-                if child.closed or set(self.structure[child.commas[-1] + 1 : child.stop].strip()) == {MASK}:
-                    pairs.append(tuple(self._names(child, child.commas[-1:])))
-        if not grouped:
-            start = after + 1
-            for match in re.finditer(r"[;,]|\Z", self.structure[start : group.stop]):
-                stop = after + 1 + match.start()
-                cut = self.structure.find("#", start, stop)
-                if cut >= 0 and (group.closed or match[0]):
-                    names = self._name(start, cut), self._name(cut + 1, stop)
-                    pairs.append((names[1], names[0]) if angle else names)
-                start = stop + 1
+        pairs = self._grouped_pairs([child for child in group.children if child.start > after])
+        if not pairs:
+            pairs = self._hashed_pairs(after + 1, group.stop, group.closed)
+            pairs = [(text, role) for role, text in pairs] if angle else pairs
         return [(text, role) for text, role in pairs if text and role]
+
+    def _grouped_pairs(self, groups: list[Group]) -> list[tuple[str, str]]:
+        pairs = []
+        work = groups[::-1]
+        while work:
+            group = work.pop()
+            if any(inner.commas for inner in group.children):
+                work.extend(reversed(group.children))
+            elif group.commas:
+                cut = group.commas[-1]
+                if group.closed or set(self.structure[cut + 1 : group.stop].strip()) == {MASK}:
+                    pairs.append((self._name(group.start + 1, cut), self._name(cut + 1, group.stop)))
+        return pairs
+
+    def _hashed_pairs(self, start: int, stop: int, closed: bool) -> list[tuple[str, str]]:
+        pairs = []
+        for match in re.finditer(r"[^;,]+", self.structure[start:stop]):
+            part = match[0]
+            if not closed and (start + match.end() == stop or '"' in part):
+                break  # half a name; or a quote that never ends, and what follows is within
+            cut = part.find("#")
+            if cut >= 0:
+                place = start + match.start()
+                pairs.append((self._name(place, place + cut), self._name(place + cut + 1, place + len(part))))
+        return pairs
 
 
 def clean(name: str) -> str:
