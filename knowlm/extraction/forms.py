@@ -102,8 +102,10 @@ def write_answer(
     '(Paris,country,France)'
 
     Equal items come back, if they were distinct and their names neither empty nor with white space at an end; "iepile"
-    puts those of one label (and arguments of one role) together. An argument "NAN" is none. For "hash-type-first"
-    ``parse`` needs the labels. Raises ValueError on a form not of the task.
+    puts those of one label (and arguments of one role) together. An argument "NAN" is none. ``parse`` may be told the
+    labels, those of the items among them; for "hash-type-first" it must be.
+
+    Raises ValueError on a form not of the task.
     """
     _check(task, form, language)
     if form == "json":

@@ -19,8 +19,8 @@ class Schema:
         """From labels, or from an EE schema's ``{"type", "roles"}``."""
         entries = list(labels)
         types = [entry["type"] if isinstance(entry, dict) else entry for entry in entries]
-        roles = [role for entry in entries if isinstance(entry, dict) for role in entry["roles"]]
-        return cls(frozenset(types), frozenset(roles))
+        roles = [role for entry in entries if isinstance(entry, dict) for role in entry.get("roles", ())]
+        return cls(frozenset(map(str.strip, types)), frozenset(map(str.strip, roles)))
 
 
 @dataclass
