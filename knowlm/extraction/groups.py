@@ -68,7 +68,7 @@ def find_groups(structure: str) -> tuple[list[Group], set[str]]:
             if 0 < len(stack) <= DEEPEST:
                 groups[-1].commas.append(place)
         elif mark in depth:
-            if mark != "<" or at_line or _opens(structure, place, bool(stack)):
+            if mark != "<" or at_line or _opens(structure, place, bool(stack), depth["<"] > 0):
                 if len(stack) < DEEPEST:
                     groups.append(Group(place))
                 stack.append(place)
@@ -94,9 +94,9 @@ def _before(structure: str, place: int) -> str:
     return structure[place - 1] if place else "("
 
 
-def _opens(structure: str, place: int, inside: bool) -> bool:
-    """Whether < is a bracket and not "less than"."""
-    if inside:
+def _opens(structure: str, place: int, inside: bool, angle: bool) -> bool:
+    """Whether < is a bracket and not "less than"; inside of another bracket, of an angle one or not."""
+    if inside and not angle:
         return structure[place - 1] in "([{<," or structure[place - 2 : place] in (", ", "[ ")
     return structure[place + 1 : place + 2] not in ("", " ", "=", "-", "/")
 
@@ -176,7 +176,8 @@ class GroupReader:
     def _swallows(self, group: Group, child: Group) -> bool:
         """Whether a group that wasn't closed holds the next: "(a,b,c(d,e,f)"."""
         inside = self.structure[group.start + 1 : child.start].strip()
-        return self.task != "EE" and bool(inside) and len(child.commas) + 1 >= FIELDS[self.task]
+        marked = "#" in inside if self.task == "EE" else bool(inside)  # (trigger,type,(text,role)) is whole
+        return marked and len(child.commas) + 1 >= FIELDS[self.task]
 
     def _is_list_of_groups(self, group: Group) -> bool:
         """Whether a field is nothing but a group with fields of its own; for events, the first or second."""

@@ -20,6 +20,7 @@ TOKEN = re.compile(
     |(?P<space>\s++|\\)""",
     re.VERBOSE,
 )
+KEY = re.compile(r"""("|')\w++\1\s*+:""")
 OPEN = re.compile(r"[\[{]")
 EVIDENCE = re.compile(r"""["']\s*+:|\{\s*+\w++\s*+:""")  # a key: without one it isn't JSON
 PYTHON = {"None": None, "null": None, "True": None, "False": None, "true": None, "false": None}
@@ -51,6 +52,9 @@ class Literals:
 
     def _read(self) -> None:
         place, last = 0, ""
+        if KEY.match(self.structure):
+            self._push("{")
+            self.repairs.add("unbalanced brackets")
         while place < len(self.structure):
             if not self._stack:
                 start = OPEN.search(self.structure, place)
@@ -93,15 +97,27 @@ class Literals:
                     self._pop()
             elif last in ("}", "]") and self._stack:
                 self.repairs.add("missing comma")
-            self._stack.append(Pairs() if mark == "{" else [])
-            self._keys.append(None)
-            self._open[mark] += 1
+            self._push(mark)
         elif mark in "]}":
             if last == ",":
                 self.repairs.add("trailing comma")
             self._close("[" if mark == "]" else "{")
-        elif mark == "," and self._keys:
+        elif mark == ",":
             self._keys[-1] = None
+        elif not isinstance(self._stack[-1], Pairs) and last == "x":
+            self._begin_object()
+
+    def _begin_object(self) -> None:
+        """A colon in a list: the name before it is the first key of an object that wasn't opened."""
+        key = self._stack[-1].pop()
+        self._push("{")
+        self._keys[-1] = key
+        self.repairs.add("unbalanced brackets")
+
+    def _push(self, opening: str) -> None:
+        self._stack.append(Pairs() if opening == "{" else [])
+        self._keys.append(None)
+        self._open[opening] += 1
 
     def _close(self, opening: str) -> None:
         top = "{" if isinstance(self._stack[-1], Pairs) else "["
