@@ -24,6 +24,7 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.cases import case_of_row, check_case, row_of, schema_labels
 from knowlm.extraction.forms import FORMS
+from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
 from knowlm.extraction.published_data import (
     READERS,
     read_chat,
@@ -32,7 +33,6 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
 from knowlm.files import iterate_records, read_json, replacing, require_file
 
 CHATS = {

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowlm.extraction.cases import case_of_row, row_of
-from knowlm.extraction.published_data import read_iepile, write_iepile
 from knowlm.extraction.label_batches import BATCH, batched, confusable, label_of
+from knowlm.extraction.published_data import read_iepile, write_iepile
 
 NER = {
     "id": "1",

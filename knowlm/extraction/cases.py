@@ -1,11 +1,12 @@
 """Cases: a text, a task with its schema, and the gold answer; and the instruction rows that are made of them."""
 
+import itertools
 import random
 import re
 from functools import cache
 from pathlib import Path
 
-from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, render, write_answer
+from knowlm.extraction.forms import DATA, INSTRUCTIONS, TASKS, forms_of, render, write_answer
 from knowlm.extraction.parsing import parse
 from knowlm.files import read_records
 
@@ -79,7 +80,7 @@ def case_of_row(row: dict, name: str) -> dict:
     if asked is None:
         raise ValueError("the instruction isn't one of examples/ie_prompt.py's, so its schema can't be read")
     case = {"id": name, **asked, "input": row.get("input", "")}
-    return case | {"gold": parse(case["task"], row["output"], schema_labels(case)).items}
+    return case | {"gold": parse(case["task"], row["output"], case["schema"]).items}
 
 
 def read_instruction(instruction: str) -> dict | None:
@@ -107,10 +108,11 @@ def _patterns() -> dict[tuple[str, str], re.Pattern]:
     """For each task and language a pattern of all its instructions, the labels in groups."""
     patterns = {}
     for (task, language), wordings in INSTRUCTIONS.items():
-        mark = [{"type": "\0", "roles": []}] if task == "EE" else ["\0"]
-        texts = [render(task, mark, form, language, variant) for form in FORMS for variant in range(len(wordings))]
-        label = re.escape("\0()") if task == "EE" else re.escape("\0")
-        patterns[task, language] = re.compile(
-            "|".join(re.escape(text).replace(label, "(.+)") for text in texts), re.DOTALL
-        )
+        texts = []
+        for form, wording in itertools.product(forms_of(task), dict.fromkeys(wordings)):
+            known = {"form": DATA["asked"][language][task][form], "nothing": write_answer(task, [], form)}
+            parts = {**{name: re.escape(text) for name, text in known.items()}, "schema": "(.+)", "example": ".+"}
+            pieces = re.split(r"\{(\w+)\}", wording)  # text and names by turns
+            texts.append("".join(parts[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)))
+        patterns[task, language] = re.compile("|".join(texts), re.DOTALL)
     return patterns

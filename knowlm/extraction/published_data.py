@@ -7,8 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 
-from knowlm.extraction.cases import schema_labels
-from knowlm.extraction.forms import NOTHING, render, write_answer
+from knowlm.extraction.forms import render, write_answer
 from knowlm.extraction.parsing import parse
 from knowlm.sentences import guess_language
 
@@ -55,33 +54,20 @@ def read_iepile(record: dict, number: int) -> Iterator[dict]:
         "schema": schema,
         "input": asked["input"],
     }
-    yield case | {"gold": parse(task, json.dumps(answer, ensure_ascii=False), schema_labels(case)).items}
+    yield case | {"gold": parse(task, json.dumps(answer, ensure_ascii=False), case["schema"]).items}
 
 
 def write_iepile(case: dict) -> dict:
     task, schema, gold = case["task"], case["schema"], case["gold"]
     if task == "EE":
         schema = [{"event_type": e["type"], "trigger": True, "arguments": e["roles"]} for e in schema]
-    answer: dict[str, list] = {label: [] for label in schema_labels(case)}
-    roles = {event["type"]: event["roles"] for event in case["schema"]} if task == "EE" else {}
-    for item in gold:
-        if task == "NER":
-            answer.setdefault(item["type"], []).append(item["text"])
-        elif task == "RE":
-            answer.setdefault(item["relation"], []).append({"subject": item["head"], "object": item["tail"]})
-        else:
-            texts: dict[str, list[str]] = {role: [] for role in roles.get(item["type"], ())}
-            for argument in item["arguments"]:
-                texts.setdefault(argument["role"], []).append(argument["text"])
-            one_or_more = {role: found[0] if len(found) == 1 else found or NOTHING for role, found in texts.items()}
-            answer.setdefault(item["type"], []).append({"trigger": item["trigger"], "arguments": one_or_more})
     question = {"instruction": REQUESTS[task][case["language"] == "chinese"], "schema": schema, "input": case["input"]}
     return {
         "id": case["id"],
         "task": task,
         "source": case.get("source", ""),
         "instruction": json.dumps(question, ensure_ascii=False),
-        "output": json.dumps(answer, ensure_ascii=False),
+        "output": write_answer(task, gold, "iepile", schema=case["schema"]),
     }
 
 

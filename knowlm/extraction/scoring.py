@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from knowlm.extraction.cases import schema_labels
 from knowlm.extraction.errors import Element, errors_of
 from knowlm.extraction.parsing import Parsed, parse
 
@@ -62,7 +61,7 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, 
 
 
 def read(cases: Sequence[dict], answers: Sequence[str]) -> list[Parsed]:
-    return [parse(case["task"], answer, schema_labels(case)) for case, answer in zip(cases, answers, strict=True)]
+    return [parse(case["task"], answer, case["schema"]) for case, answer in zip(cases, answers, strict=True)]
 
 
 def count(cases: Sequence[dict], parsed: Sequence[Parsed], counting: str) -> dict[str, "Table"]:
