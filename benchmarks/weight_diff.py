@@ -77,6 +77,7 @@ def make_pair(folder: Path, args: argparse.Namespace) -> None:
     import torch
 
     from knowlm.checkpoint_writer import CheckpointWriter
+    from knowlm.dtypes import NAMES, as_array
     from knowlm.files import write_json
 
     hidden, inner, key_value, dtype = 2048, 5632, 256, getattr(torch, args.dtype)
@@ -88,10 +89,10 @@ def make_pair(folder: Path, args: argparse.Namespace) -> None:
     write_json(folder / "settings/config.json", {"model_type": "llama", "dtype": args.dtype})
     for seed, name in enumerate(("raw", "tuned")):
         torch.manual_seed(seed)
-        specs = {tensor: (dtype, shape) for tensor, shape in shapes.items()}
+        specs = {tensor: (NAMES[str(dtype)], shape) for tensor, shape in shapes.items()}
         with CheckpointWriter(folder / name, folder / "settings", specs, {}) as out:
             for tensor, shape in shapes.items():
-                out.add(tensor, torch.randn(shape).to(dtype))
+                out.add(tensor, as_array(torch.randn(shape).to(dtype)))
                 out.finish(tensor)
 
 

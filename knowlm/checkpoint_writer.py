@@ -1,26 +1,29 @@
 """Write model folders in pieces, so that a killed run goes on where it was and no half folder looks whole."""
 
 import json
+import math
 import os
 import shutil
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
+import numpy as np
 from blake3 import blake3
 from tqdm import tqdm
 
 from knowlm import __version__
-from knowlm.checkpoints import BEHIND, DTYPE_NAMES, Spec, as_bytes
+from knowlm.checkpoints import BEHIND, Spec, as_bytes
 from knowlm.checksums import hash_file
+from knowlm.dtypes import FLOATS, FP8, HELD
 from knowlm.files import locked, read_json, require_new, require_space, sync, write_json, write_text
 from knowlm.manifest import MANIFEST, write_manifest
 
 SHARD_BYTES = 2 * 10**9
+SETTINGS = (".bpe", ".jinja", ".json", ".model", ".py", ".tiktoken", ".txt", ".vocab")
 
 
 class Shard:
@@ -82,7 +85,7 @@ class CheckpointWriter:
         kind: str = "model",
         dtype: str | None = None,
     ):
-        self.path, self.settings, self.specs = Path(path).absolute(), settings, dict(specs)
+        self.path, self.settings, self.specs = Path(path).resolve(), settings, dict(specs)
         self.kind, self.dtype = kind, dtype
         self.job = json.loads(json.dumps({**job, "knowlm": __version__}))
         self._work = self.path.with_name(self.path.name + ".partial")
@@ -129,7 +132,8 @@ class CheckpointWriter:
         self._kept: list[Future] = []  # shards on their way to the disk
         self._bar = tqdm(total=needed, unit="B", unit_scale=True, desc=self.path.name, disable=None)
         self._open: dict[str, Shard] = {}  # one at most
-        self._hashers: dict[str, blake3] = {}  # of the tensor that is being written
+        self._hashers: dict[str, blake3] = {}  # of the tensor that is being added
+        self._infinite: Counter[str] = Counter()
 
     def _recall(self) -> None:
         """Take up the shards that a run of the same job finished."""
@@ -171,13 +175,25 @@ class CheckpointWriter:
             return None
         return record if is_whole else None
 
-    def add(self, name: str, rows: torch.Tensor) -> None:
-        """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added."""
-        self._do(self._append, name, rows)
+    def add(self, name: str, rows: np.ndarray, infinite: int = 0) -> None:
+        """Append rows to a tensor; they must stay as they are until ``BEHIND`` more were added.
+
+        infinite: how many of their numbers only became so (see ``dtypes.fit``).
+        """
+        assert rows.dtype == HELD[self.specs[name][0]], name
+        content = as_bytes(np.ascontiguousarray(rows))
+        self._hashers.setdefault(name, blake3()).update(content)
+        self._infinite[name] += infinite
+        self._do(self._append, self._file_of[name], content)
 
     def finish(self, name: str, facts: dict | None = None) -> None:
         """All rows of a tensor were added; ``facts`` go into the manifest with its own type, shape and BLAKE3."""
-        self._do(self._close, name, facts or {})
+        dtype, shape = self.specs[name]
+        self.tensors[name] = {"file": self._file_of[name], "shape": list(shape), "dtype": dtype}
+        self.tensors[name] |= {"blake3": self._hashers.pop(name).hexdigest()} | (facts or {})
+        if infinite := self._infinite.pop(name):
+            self.tensors[name]["infinite"] = infinite
+        self._do(self._close, name)
 
     def _do(self, *call) -> None:
         self._waiting.append(self._thread.submit(*call))
@@ -191,20 +207,14 @@ class CheckpointWriter:
         for kept in self._kept:
             kept.result()
 
-    def _append(self, name: str, rows: torch.Tensor) -> None:
-        assert rows.dtype == self.specs[name][0], name
-        file, content = self._file_of[name], as_bytes(rows.contiguous())
+    def _append(self, file: str, content: memoryview) -> None:
         if file not in self._open:
             self._open[file] = Shard(self.partial / file, {name: self.specs[name] for name in self.shards[file]})
         self._open[file].write(content)
-        self._hashers.setdefault(name, blake3()).update(content)
         self._bar.update(content.nbytes)
 
-    def _close(self, name: str, facts: dict) -> None:
-        dtype, shape = self.specs[name]
+    def _close(self, name: str) -> None:
         file = self._file_of[name]
-        own = {"file": file, "shape": list(shape), "dtype": DTYPE_NAMES[dtype]}
-        self.tensors[name] = {**own, "blake3": self._hashers.pop(name).hexdigest(), **facts}
         if name == self.shards[file][-1]:  # the next shard begins while this one goes to the disk
             self._kept.append(self._disk.submit(self._keep, file, self._open.pop(file)))
 
@@ -216,6 +226,14 @@ class CheckpointWriter:
             journal.flush()
             os.fsync(journal.fileno())
         self.files[file] = facts
+
+    def tell_infinite(self, way_out: str) -> None:
+        """One line on stderr if numbers became infinite."""
+        counts = {name: self.tensors[name].get("infinite", 0) for name in self.specs}
+        if total := sum(counts.values()):
+            first = next(name for name in counts if counts[name])
+            fact = f"{total} number(s) too large for fp16 became infinite, the first in {first}"
+            print(f"{self.path}: {fact}; {way_out}", file=sys.stderr)
 
     def __exit__(self, error_type, *_) -> None:
         with self._stack:
@@ -234,9 +252,8 @@ class CheckpointWriter:
                 shutil.rmtree(self._work, ignore_errors=True)
 
     def _publish(self) -> None:
-        for left in self.partial.iterdir():
-            if left.name not in self.shards:
-                left.unlink()  # of a kill amid what follows
+        for left in self._beside():
+            left.unlink()  # of a kill amid what follows
         if len(self.shards) > 1:
             write_json(
                 self.partial / "model.safetensors.index.json",
@@ -247,10 +264,11 @@ class CheckpointWriter:
             config = {**read_json(self.partial / "config.json"), "dtype": self.dtype}
             config.pop("torch_dtype", None)
             write_json(self.partial / "config.json", config)
-        for file in sorted(self.partial.iterdir()):
-            if file.name not in self.shards:
-                sync(file)
-                self.files[file.name] = {"bytes": file.stat().st_size, "blake3": hash_file(file, "blake3")}
+        for file in self._beside():
+            sync(file)
+            name = file.relative_to(self.partial).as_posix()
+            self.files[name] = {"bytes": file.stat().st_size, "blake3": hash_file(file, "blake3")}
+            sync(file.parent)
         files = {name: self.files[name] for name in sorted(self.files)}
         tensors = {name: self.tensors[name] for name in self.specs}
         write_manifest(self.partial, {"knowlm": __version__, "kind": self.kind, "files": files, "tensors": tensors})
@@ -260,10 +278,14 @@ class CheckpointWriter:
         sync(self.path.parent)
         shutil.rmtree(self._work)
 
+    def _beside(self) -> list[Path]:
+        """The files that are no shards."""
+        return sorted(it for it in self.partial.rglob("*") if it.is_file() and it.name not in self.shards)
+
 
 def size_of(spec: Spec) -> int:
     """Bytes of a tensor."""
-    return spec[0].itemsize * torch.Size(spec[1]).numel()
+    return HELD[spec[0]].itemsize * math.prod(spec[1])
 
 
 def header(specs: Mapping[str, Spec]) -> bytes:
@@ -272,7 +294,7 @@ def header(specs: Mapping[str, Spec]) -> bytes:
     offset = 0
     for name, (dtype, shape) in specs.items():
         stop = offset + size_of((dtype, shape))
-        entries[name] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+        entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
         offset = stop
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -280,19 +302,17 @@ def header(specs: Mapping[str, Spec]) -> bytes:
 
 
 def in_fp16(specs: Mapping[str, Spec]) -> dict[str, Spec]:
-    """The same tensors, those of floats in fp16."""
-    return {
-        name: (torch.float16 if dtype.is_floating_point else dtype, shape) for name, (dtype, shape) in specs.items()
-    }
+    """The same tensors, those of floats in fp16; fp8 stays, as its numbers mean nothing without their scales."""
+    return {name: ("F16" if dtype in FLOATS and dtype not in FP8 else dtype, it) for name, (dtype, it) in specs.items()}
 
 
 def copy_settings(source: Path, target: Path) -> None:
-    """Copy config, generation config and tokenizer files: everything small that is no weight."""
-    for file in sorted(source.iterdir()):
-        if (
-            file.is_file()
-            and file.suffix in (".json", ".model", ".jinja", ".txt")
-            and "index" not in file.name
-            and file.name not in ("trainer_state.json", MANIFEST)
-        ):
-            shutil.copyfile(file, target / file.name)
+    """Copy configs, tokenizer, chat templates and the model's own code, which isn't run: all but weights and prose."""
+    for file in sorted([*source.iterdir(), *source.glob("additional_chat_templates/*")]):
+        name = file.name
+        is_setting = file.suffix in SETTINGS or name.startswith("tokenizer.")  # tokenizer.model.v3
+        is_of_weights = name.endswith(".index.json") or name in ("adapter_config.json", "trainer_state.json", MANIFEST)
+        if file.is_file() and is_setting and not is_of_weights:
+            copy = target / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, copy)

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import warnings
 import zipfile
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,32 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
-import torch
+import numpy as np
 from blake3 import blake3
 
+from knowlm.dtypes import HELD, NAMES, as_array, torch_dtype
 from knowlm.files import read_json
 from knowlm.models import check_model_folder, find_weights
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}  # as safetensors calls them
+if TYPE_CHECKING:
+    import torch
+
 OUTPUT_EMBEDDING, INPUT_EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 PIECE = 1 << 18  # elements read at once: they stay in the cache from reading to writing
 AHEAD = BEHIND = 2  # pieces that are read before they are needed, and that may wait to be written
 
-Spec = tuple[torch.dtype, tuple[int, ...]]
+Spec = tuple[str, tuple[int, ...]]  # dtype and shape
 T = TypeVar("T")
 
 
@@ -45,8 +38,9 @@ class Piece(NamedTuple):
     """
 
     name: str
+    dtype: str
     first: int
-    rows: torch.Tensor
+    rows: np.ndarray
     digest: str | None
 
 
@@ -55,15 +49,15 @@ class Stored:
     """Where the bytes of a tensor are: in a safetensors file at ``offset``, or in a mapped pickle."""
 
     file: Path
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
-    content: BinaryIO | torch.Tensor
+    content: BinaryIO | np.ndarray  # of rows
     offset: int = 0
 
-    def read(self, first: int, rows: torch.Tensor) -> None:
+    def read(self, first: int, rows: np.ndarray) -> None:
         """Fill ``rows`` with those from number ``first`` on."""
-        if isinstance(self.content, torch.Tensor):
-            rows.copy_(self.content[first : first + len(rows)])
+        if isinstance(self.content, np.ndarray):
+            rows[...] = self.content[first : first + len(rows)]
             return
         buffer = as_bytes(rows)
         position = self.offset + first * (buffer.nbytes // max(len(rows), 1))
@@ -74,7 +68,7 @@ class Stored:
             buffer, position = buffer[count:], position + count
 
 
-class Checkpoint(Mapping[str, torch.Tensor]):
+class Checkpoint(Mapping[str, "torch.Tensor"]):
     """The weights of a model folder by name, each read when asked for.
 
     Takes one or many ``.safetensors`` or ``pytorch_model*.bin``, with an index or without. ``.bin`` pickles are
@@ -127,11 +121,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __contains__(self, name: object) -> bool:
         return name in self.stored
 
-    def __getitem__(self, name: str) -> torch.Tensor:
+    def __getitem__(self, name: str) -> "torch.Tensor":
+        import torch
+
         stored = self.find(name)
-        tensor = torch.empty(stored.shape, dtype=stored.dtype)
+        tensor = torch.empty(stored.shape, dtype=torch_dtype(stored.dtype))
         if tensor.numel():
-            stored.read(0, as_rows(tensor))
+            stored.read(0, as_array(tensor.view(shape_in_rows(stored.shape))))
         return tensor
 
     def find(self, name: str) -> Stored:
@@ -151,19 +147,21 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def _pieces(self, names: list[str], together: int) -> Iterator[Piece]:
         plans = {name: (self.find(name), rows_at_once(self.find(name).shape, together)) for name in names}
-        sizes = [rows * math.prod(stored.shape[1:][-1:]) * stored.dtype.itemsize for stored, rows in plans.values()]
-        ring = [torch.empty(max(sizes, default=0), dtype=torch.uint8) for _ in range(AHEAD + 1 + BEHIND)]
+        sizes = [
+            rows * math.prod(stored.shape[1:][-1:]) * HELD[stored.dtype].itemsize for stored, rows in plans.values()
+        ]
+        ring = [np.empty(max(sizes, default=0), np.uint8) for _ in range(AHEAD + 1 + BEHIND)]
         number = 0
         for name, (stored, rows) in plans.items():
             hasher, (total, *width) = blake3(), shape_in_rows(stored.shape)
             for first in range(0, max(total, 1), rows):
                 shape = (min(rows, total - first), *width)
-                size = math.prod(shape) * stored.dtype.itemsize
-                piece = ring[number % len(ring)][:size].view(stored.dtype).view(shape)
+                size = math.prod(shape) * HELD[stored.dtype].itemsize
+                piece = ring[number % len(ring)][:size].view(HELD[stored.dtype]).reshape(shape)
                 if size:
                     stored.read(first, piece)
                     hasher.update(as_bytes(piece))
-                yield Piece(name, first, piece, hasher.hexdigest() if first + rows >= total else None)
+                yield Piece(name, stored.dtype, first, piece, hasher.hexdigest() if first + rows >= total else None)
                 number += 1
 
     def identity(self) -> list:
@@ -181,7 +179,7 @@ def in_file_order(model: Checkpoint) -> list[str]:
     return sorted(model, key=lambda name: (str(model.stored[name].file), model.stored[name].offset, name))
 
 
-def read_header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
+def read_header(file: Path) -> list[tuple[str, str, tuple[int, ...], int]]:
     """(name, dtype, shape, offset in the file) of each tensor of a safetensors file that ``check_safetensors`` passed.
 
     The format: 8 bytes with the length of a JSON object, that object, the tensors' bytes.
@@ -191,32 +189,36 @@ def read_header(file: Path) -> list[tuple[str, torch.dtype, tuple[int, ...], int
         entries = json.loads(content.read(length))
     entries.pop("__metadata__", None)
     for name, entry in entries.items():
-        if entry["dtype"] not in DTYPES:
-            raise ValueError(f"{file}: {name} has type {entry['dtype']}; {', '.join(DTYPES)} are supported")
+        if entry["dtype"] not in HELD:
+            raise ValueError(f"{file}: {name} has type {entry['dtype']}; {', '.join(HELD)} are supported")
     return [
-        (name, DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
+        (name, entry["dtype"], tuple(entry["shape"]), 8 + length + entry["data_offsets"][0])
         for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"])
     ]
 
 
 def _mapped(file: Path) -> dict[str, Stored]:
-    tensors = {name: tensor.detach() for name, tensor in load_pickle(file).items()}
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPE_NAMES or tensor.layout != torch.strided:
-            raise ValueError(f"{file}: {name} has type {tensor.dtype}; {', '.join(DTYPES)} are supported")
-    return {name: Stored(file, tensor.dtype, tuple(tensor.shape), as_rows(tensor)) for name, tensor in tensors.items()}
+    stored = {}
+    for name, tensor in load_pickle(file).items():
+        dtype, shape = NAMES.get(str(tensor.dtype)), tuple(tensor.shape)
+        if not dtype or str(tensor.layout) != "torch.strided":
+            raise ValueError(f"{file}: {name} has type {tensor.dtype}; {', '.join(HELD)} are supported")
+        stored[name] = Stored(file, dtype, shape, as_array(tensor.reshape(shape_in_rows(shape))))
+    return stored
 
 
-def load_pickle(file: Path) -> dict[str, torch.Tensor]:
+def load_pickle(file: Path) -> dict[str, "torch.Tensor"]:
     """The tensors of a ``torch.save`` file, mapped into memory; ValueError if it holds anything else."""
+    import torch
+
     try:
         is_mapped = zipfile.is_zipfile(file)  # as PyTorch writes since 1.6; older ones are read whole
-        found = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # an odd pickle is told of below
+            found = torch.load(file, map_location="cpu", mmap=is_mapped, weights_only=True)
     except Exception as error:  # pickle, zip and runtime errors alike
-        raise ValueError(
-            f"{file}: damaged, or holds more than weights ({str(error).splitlines()[0]}); "
-            "nothing of it was run; download it again"
-        ) from None
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        fact = f"holds {code[1]}, which is no weight" if code else "cut short, damaged or no file of weights"
+        raise ValueError(f"{file}: {fact}; nothing of it was run; download it again") from None
     if not isinstance(found, dict) or not all(
         isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in found.items()
     ):
@@ -229,19 +231,15 @@ def shape_in_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (math.prod(shape),)
 
 
-def as_rows(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.reshape(shape_in_rows(tuple(tensor.shape)))
-
-
 def rows_at_once(shape: tuple[int, ...], together: int = 1) -> int:
     """A multiple of ``together``; the same for one shape in any dtype, so that two models' pieces fit together."""
     rows = PIECE // max(math.prod(shape[1:][-1:]), 1)
     return max(rows // together, 1) * together
 
 
-def as_bytes(tensor: torch.Tensor) -> memoryview:
-    """The same memory; ``tensor`` must be contiguous."""
-    return tensor.view(-1).view(torch.uint8).numpy().data
+def as_bytes(array: np.ndarray) -> memoryview:
+    """The same memory; ``array`` must be contiguous."""
+    return array.reshape(-1).view(np.uint8).data
 
 
 def read_ahead(items: Iterator[T], depth: int = AHEAD) -> Iterator[T]:

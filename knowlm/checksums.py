@@ -34,7 +34,7 @@ def read_checksums(path: str | Path) -> dict[str, Checksum]:
         return read_files(path)
     listed: dict[str, Checksum] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a text file; a list of checksums is needed, as md5sum writes it") from None
     for number, line in enumerate(lines, 1):

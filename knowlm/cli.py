@@ -3,9 +3,11 @@
 import argparse
 import atexit
 import ctypes
+import errno
 import inspect
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -40,7 +42,10 @@ def run(main: Callable[[], Any]) -> None:
         if os.environ.get("KNOWLM_TRACEBACK"):
             raise
         message = " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, OSError) and error.filename and error.strerror:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            place = error.filename2 or error.filename or "output"
+            message = f"{place}: the disk is full; make room, then repeat the command"
+        elif isinstance(error, OSError) and error.filename and error.strerror:
             message = f"{error.filename}: {error.strerror.lower()}; name another path"
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         sys.exit(1)
@@ -77,6 +82,14 @@ class ArgumentParser(argparse.ArgumentParser):
         super().__init__(
             description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
         )
+
+    def parse_args(self, args=None, namespace=None):
+        """As argparse, but a misspelled flag is named first: not another one that is missing for it."""
+        flags = [text.partition("=")[0] for text in (sys.argv[1:] if args is None else args)]
+        unknown = [flag for flag in flags if re.match("--.", flag) and flag not in self._option_string_actions]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{message} (see --help)")
@@ -137,7 +150,7 @@ def reader_of(name: str, annotation: Any) -> Callable[[str], Any] | None:
 def _check_flags(function: Callable, arguments: list[str]) -> None:
     parameters = inspect.signature(function).parameters
     given, value_may_follow = set(), False
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         if argument.startswith("--") and argument != "--":
             name, has_value, _ = argument[2:].partition("=")
             name = name.replace("-", "_")
@@ -149,6 +162,8 @@ def _check_flags(function: Callable, arguments: list[str]) -> None:
                 refuse(f"--{name} is given twice")
             given.add(name)
             value_may_follow = not has_value
+            if value_may_follow and following.startswith("--") and parameters[name].default is inspect.Parameter.empty:
+                refuse(f"--{name}: a value is needed behind it")
         elif value_may_follow:
             value_may_follow = False
         else:

@@ -20,8 +20,10 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield partial
         sync(partial)
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(path)  # a write that fails doesn't tell it
         raise
 
 
@@ -32,7 +34,7 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     A partial folder left by a killed run is removed first. Raises ValueError when
     ``path`` already holds something: nothing of a user's is overwritten.
     """
-    path = Path(path)
+    path = Path(path).resolve()  # a link to an empty folder on another disk stays one
     require_new(path)
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -75,10 +77,22 @@ def locked(output: str | Path) -> Iterator[None]:
 
 
 def require_new(folder: str | Path) -> None:
-    """Raise ValueError if ``folder`` already holds something."""
+    """Raise ValueError if ``folder`` already holds something, or can't take its place once it is made."""
     folder = Path(folder)
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ValueError(f"{folder}: already exists; remove it, or name another output")
+    if folder.is_mount():
+        raise ValueError(f"{folder}: a disk is mounted here, so it can't be replaced; name a new folder in it")
+    parent = nearest_parent(folder)
+    if not parent.is_dir():
+        raise ValueError(f"{folder}: {parent} is a file, so nothing can lie in it; name another output")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"{folder}: you can't write to {parent}; name another output")
+
+
+def nearest_parent(path: Path) -> Path:
+    """The nearest of the folders that ``path`` is to lie in."""
+    return next(parent for parent in path.resolve().parents if parent.exists())
 
 
 def require_file(path: str | Path) -> Path:
@@ -105,13 +119,11 @@ def inner_name(name: str, where: str) -> str:
 
 def require_space(folder: str | Path, needed: int) -> None:
     """Raise OSError if the disk under ``folder`` has fewer than ``needed`` bytes left."""
-    parent = Path(folder).absolute()
-    while not parent.exists():
-        parent = parent.parent
-    free = shutil.disk_usage(parent).free
+    free = shutil.disk_usage(folder if Path(folder).is_dir() else nearest_parent(Path(folder))).free
     if free < needed:
+        unit, name = (1e9, "GB") if needed >= 1e9 else (1e6, "MB")
         raise OSError(
-            f"{folder}: {needed / 1e9:.1f} GB are needed and {free / 1e9:.1f} GB are free on that disk; "
+            f"{folder}: {needed / unit:.1f} {name} are needed and {free / unit:.1f} {name} are free on that disk; "
             "make room or choose an output on another disk"
         )
 
@@ -148,25 +160,34 @@ def read_json(path: str | Path) -> Any:
 
 
 def read_records(path: str | Path) -> list[dict]:
-    """Objects of a JSON list or of a JSONL file, whatever its suffix.
+    """``iterate_records`` as a list."""
+    return list(iterate_records(path))
+
+
+def iterate_records(path: str | Path) -> Iterator[dict]:
+    """Objects of a JSON list, or one by one of a JSONL file, whatever its suffix.
 
     Raises ValueError naming file and line on anything else.
     """
-    text = require_file(path).read_text(encoding="utf-8").strip()
-    if text.startswith("["):
+    with require_file(path).open(encoding="utf-8-sig") as lines:
         try:
-            records = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
-    else:
-        records = []
-        for number, line in enumerate(text.splitlines(), 1):
-            try:
-                records.append(json.loads(line) if line.strip() else None)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
-        records = [record for record in records if record is not None]
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, record {number}: an object is needed, found {type(record).__name__}")
-    return records
+            begin = next((line for line in lines if line.strip()), "")
+            lines.seek(0)
+            is_list = begin.lstrip().startswith("[")
+            for number, item in enumerate(_parsed(lines.read(), str(path)) if is_list else lines, 1):
+                if not is_list and not item.strip():
+                    continue
+                record = item if is_list else _parsed(item, f"{path}, line {number}")
+                if not isinstance(record, dict):
+                    kind = type(record).__name__
+                    raise ValueError(f"{path}, record {number}: an object is needed, found {kind}")
+                yield record
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 ({error}); convert it first") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error}); mend or regenerate it") from None

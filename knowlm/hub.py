@@ -77,6 +77,8 @@ class HubDownload:
         """
         with self.explained(self.repo):
             self.commit, files = self.list_files()
+            if not files:
+                raise OSError(f"{self.repo}: {self.endpoint} lists no files of it; check the name, or try a mirror")
             missing = self.missing(files)
             have = sum(size_of(self.partial(file)) for file in missing)
             freed = sum(size_of(self.folder / file.name) for file in missing)  # wrong ones, to be replaced

@@ -1,11 +1,14 @@
 """A peft LoRA adapter as what it makes of each base weight: W + scaling · B A (arXiv 2106.09685), rows at a time."""
 
+import itertools
 import re
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from knowlm.checkpoints import INPUT_EMBEDDING, OUTPUT_EMBEDDING, Checkpoint, Piece, identity, load_pickle
+from knowlm.dtypes import NAMES, as_array, as_tensor
 from knowlm.files import read_json
 from knowlm.models import check_adapter_folder, check_safetensors
 
@@ -46,6 +49,11 @@ class Adapter:
             isinstance(pattern, dict) for pattern in patterns
         ):
             raise ValueError(f"{file}: not the settings of a LoRA adapter (r, lora_alpha, patterns); download it again")
+        for pattern in itertools.chain(*patterns):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{file}: {pattern!r} is no regular expression ({error}); mend it") from None
         if config.get("peft_type", "LORA") != "LORA":
             raise ValueError(f"{file}: a {config['peft_type']} adapter, which can't be merged here; use peft")
         for option in UNKNOWN:
@@ -129,21 +137,28 @@ class Adapter:
         """As peft: by the kind of layer, whatever ``fan_in_fan_out`` says."""
         return (self._has_conv1d and name != OUTPUT_EMBEDDING) or "is_embedding" in self.parts[name]
 
-    def merged(self, piece: Piece, base: Checkpoint) -> torch.Tensor:
-        """What becomes of these rows: fp32 where they are adapted, else as they are."""
-        rows, name = piece.rows, piece.name
-        if name in self.saved:
-            rows = self.saved[name][piece.first : piece.first + len(rows)]
-        if name not in self.parts:
-            return rows
+    def merged(self, piece: Piece, base: Checkpoint) -> tuple[np.ndarray, str]:
+        """What becomes of these rows, and its dtype: F32 where they are adapted, else as they are."""
+        rows = self._before(piece)
+        if piece.name in self.parts:
+            rows = self._adapted(rows, piece.name, piece.first, base)
+        return as_array(rows), NAMES[str(rows.dtype)]
+
+    def _before(self, piece: Piece) -> torch.Tensor:
+        """The rows of the base, or those that the adapter has in their place."""
+        if piece.name in self.saved:
+            return self.saved[piece.name][piece.first : piece.first + len(piece.rows)]
+        return as_tensor(piece.rows, piece.dtype)
+
+    def _adapted(self, rows: torch.Tensor, name: str, first: int, base: Checkpoint) -> torch.Tensor:
         part = self.parts[name]
-        rows = rows.float() + self._delta(name, piece.first, len(rows))
+        rows = rows.float() + self._delta(name, first, len(rows))
         if "magnitude_vector" not in part:
             return rows
         magnitude = part["magnitude_vector"].float().view(-1)
         if self._is_transposed(name):
             return rows * (magnitude / self._column_norms(name, base))
-        return rows * (magnitude[piece.first : piece.first + len(rows)] / rows.norm(dim=1))[:, None]
+        return rows * (magnitude[first : first + len(rows)] / rows.norm(dim=1))[:, None]
 
     def _delta(self, name: str, first: int, count: int) -> torch.Tensor:
         part, rows = self.parts[name], slice(first, first + count)
@@ -157,7 +172,7 @@ class Adapter:
         if name not in self.norms:
             squares = torch.zeros(base.spec(name)[1][1], dtype=torch.float64)
             for piece in base.pieces([name]):
-                rows = self.saved[name][piece.first :][: len(piece.rows)] if name in self.saved else piece.rows
+                rows = self._before(piece)
                 squares += (rows.float() + self._delta(name, piece.first, len(rows))).double().square().sum(0)
             self.norms[name] = squares.sqrt().float()
         return self.norms[name]

@@ -22,6 +22,13 @@ def read_manifest(folder: str | Path) -> dict | None:
     return open_manifest(path) if path.is_file() else None
 
 
+def require_model(folder: str | Path) -> None:
+    """Raise ValueError if a folder's manifest says that it holds a difference."""
+    kind = (read_manifest(folder) or {}).get("kind")
+    if "difference" in str(kind):
+        raise ValueError(f"{folder}: not a model but the {kind} of two; recover the model from it, then name that")
+
+
 def open_manifest(path: Path) -> dict:
     content = read_json(path)
     if not isinstance(content, dict) or content.pop("blake3", None) != digest_of(content):

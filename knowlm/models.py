@@ -12,6 +12,8 @@ def check_model_folder(path: str) -> None:
     Looks at what usually breaks: no config, no weights, an index that names a missing shard, a cut file.
     """
     folder = Path(path)
+    if folder.is_file():
+        raise ValueError(f"{path}: is a file; name the model's folder")
     if not folder.is_dir():
         if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", path):
             return  # a hub name; the hub says whether it exists
@@ -21,7 +23,7 @@ def check_model_folder(path: str) -> None:
         )
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{path}: no config.json, so not a Hugging Face model folder; convert or download the model first"
+            f"{folder}: no config.json, so not a Hugging Face model folder; convert or download the model first"
         )
     config = read_json(folder / "config.json")
     if not isinstance(config, dict) or "model_type" not in config:
@@ -42,7 +44,7 @@ def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
         if (folder / f"{name}.index.json").is_file():
             return read_index(folder / f"{name}.index.json")
     files = sorted(file for file in folder.glob("*.safetensors") if not file.name.startswith("adapter_"))
-    files = files or sorted(folder.glob("pytorch_model*.bin"))
+    files = [file for file in files or sorted(folder.glob("pytorch_model*.bin")) if file.is_file()]
     if not files:
         raise ValueError(f"{folder}: holds no weights (*.safetensors or pytorch_model*.bin); download it again")
     for file in files:

@@ -2,41 +2,49 @@
 
 from collections.abc import Iterator
 
-import torch
+import numpy as np
 
 from knowlm.checkpoint_writer import CheckpointWriter
-from knowlm.checkpoints import (
-    DTYPE_NAMES,
-    DTYPES,
-    OUTPUT_EMBEDDING,
-    Checkpoint,
-    Piece,
-    Spec,
-    check_same_tensors,
-    in_file_order,
-)
+from knowlm.checkpoints import OUTPUT_EMBEDDING, Checkpoint, Piece, Spec, check_same_tensors, in_file_order
 from knowlm.checksums import hash_file
+from knowlm.dtypes import BITS, FLOATS, FP8, HELD, SHORT, convert, fit
 from knowlm.files import inner_name
 from knowlm.manifest import MANIFEST, read_manifest
 
-BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes; sums of these wrap around
 PROBED = 4  # further tensors that are looked at, to tell another base from a damaged one
 EXACT, PLAIN = "exact difference", "difference"  # kinds of manifest
 
 
-def subtract(new: torch.Tensor, old: torch.Tensor, exact: bool) -> torch.Tensor:
-    """new - old in the dtype of ``new``, or as bit patterns; overwrites ``new``."""
-    old = old.to(new.dtype)
-    if exact or new.dtype == torch.bool:
-        new, old = new.view(BITS[new.itemsize]), old.view(BITS[new.itemsize])
-    return torch.sub(new, old, out=new)
+def subtract(new: Piece, old: Piece, exact: bool) -> tuple[np.ndarray, int]:
+    """new - old in the dtype of ``new``, or as bit patterns, and how many of them became infinite."""
+    before = convert(old.rows, old.dtype, new.dtype)
+    return calculate(np.subtract, new.rows, before, new.dtype, exact or new.dtype == "BOOL")
+
+
+def calculate(
+    operation: np.ufunc, one: np.ndarray, other: np.ndarray, dtype: str, of_bits: bool
+) -> tuple[np.ndarray, int]:
+    """The sum or difference of numbers of a dtype, rounded to it, or of their bit patterns, and how many of them became
+    infinite. May overwrite ``one``.
+    """
+    if of_bits:
+        one, other = (array.view(HELD[BITS[array.itemsize]]) for array in (one, other))
+        return operation(one, other, out=one), 0
+    wide = "F32" if dtype in SHORT else dtype
+    one, other = convert(one, dtype, wide), convert(other, dtype, wide)
+    with np.errstate(all="ignore"):
+        return fit(operation(one, other, out=one), wide, dtype)
 
 
 def difference_specs(tuned: Checkpoint, exact: bool) -> dict[str, Spec]:
-    """Types and shapes of what ``subtract`` gives."""
+    """Types and shapes of what ``subtract`` gives; ValueError if a plain difference would say nothing."""
     specs = {name: tuned.spec(name) for name in in_file_order(tuned)}
+    for name, (dtype, _) in specs.items():
+        if dtype in FP8 and not exact:
+            fact = f"{name} is {dtype}, too coarse for a difference of numbers"
+            raise ValueError(f"{tuned.find(name).file}: {fact}; use --exact")
     return {
-        name: (BITS[dtype.itemsize] if exact or dtype == torch.bool else dtype, shape)
+        name: (BITS[HELD[dtype].itemsize] if exact or dtype == "BOOL" else dtype, shape)
         for name, (dtype, shape) in specs.items()
     }
 
@@ -96,35 +104,40 @@ class Difference:
     @staticmethod
     def _described(model: Checkpoint, name: str) -> tuple[str, list[int]]:
         dtype, shape = model.spec(name)
-        return DTYPE_NAMES[dtype], list(shape)
+        return dtype, list(shape)
 
     def is_exact(self, name: str) -> bool:
         if self.manifest:
             return self.manifest["kind"] == EXACT
-        return self.raw.spec(name)[0].is_floating_point and not self.diff.spec(name)[0].is_floating_point
+        return self.raw.spec(name)[0] in FLOATS and self.diff.spec(name)[0] not in FLOATS
 
-    def _tuned_dtype(self, name: str) -> torch.dtype:
+    def _tuned_dtype(self, name: str) -> str:
         if name in self.tensors:
-            return DTYPES[self.tensors[name]["tuned"]["dtype"]]
+            return self.tensors[name]["tuned"]["dtype"]
         dtype = self.diff.spec(name)[0]
         if not self.is_exact(name):
             return dtype
         names = (self.diff.config.get("dtype"), self.diff.config.get("torch_dtype"))
-        half = torch.bfloat16 if "bfloat16" in names else torch.float16
-        return {4: torch.float32, 2: half}.get(dtype.itemsize, dtype)
+        half = "BF16" if "bfloat16" in names else "F16"
+        tuned = {8: "F64", 4: "F32", 2: half}.get(HELD[dtype].itemsize, self.raw.spec(name)[0])
+        if HELD[tuned].itemsize != HELD[dtype].itemsize:
+            fact = f"{name} has {dtype} for {tuned}, and no {MANIFEST} tells what comes of it"
+            raise ValueError(f"{self.diff.find(name).file}: {fact}; download that file too")
+        return tuned
 
-    def add_to(self, old: Piece, change: Piece) -> torch.Tensor:
-        """The tuned rows; overwrites those of ``change`` where it can. After the last rows of a tensor, ValueError
-        names file and fact if base or difference aren't what the manifest says.
+    def add_to(self, old: Piece, change: Piece, dtype: str) -> tuple[np.ndarray, int]:
+        """The tuned rows in ``dtype``, and how many of their numbers became infinite. After the last rows of a tensor,
+        ValueError names file and fact if base or difference aren't what the manifest says.
         """
         if change.digest and self.tensors:
             self._check(old, change)
-        dtype, rows = self.tuned[change.name][0], change.rows
-        before = old.rows.to(dtype)
-        if self.is_exact(change.name) or dtype == torch.bool:
-            return torch.add(before.view(rows.dtype), rows, out=rows).view(dtype)
-        rows = rows.to(dtype)
-        return torch.add(before, rows, out=rows)
+        tuned = self.tuned[change.name][0]
+        of_bits = self.is_exact(change.name) or tuned == "BOOL"
+        before = convert(old.rows, old.dtype, tuned)
+        rows = change.rows if of_bits else convert(change.rows, change.dtype, tuned)
+        rows, infinite = calculate(np.add, before, rows, tuned, of_bits)
+        rows, more = fit(rows.view(HELD[tuned]), tuned, dtype)
+        return rows, infinite + more
 
     def check_tuned(self, out: CheckpointWriter) -> None:
         """Raise ValueError if the tuned bits weren't given back, where the difference promises that."""

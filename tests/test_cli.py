@@ -1,3 +1,4 @@
+import errno
 import os
 import subprocess
 import sys
@@ -5,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from knowlm.cli import run, run_fire
+from knowlm.cli import ArgumentParser, run, run_fire
+from knowlm.files import replacing
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -65,6 +67,7 @@ def test_flags_reach_the_function(call):
         (["--times", "2"], "required: --name"),
         (["--name", "ab", "--name", "c"], "given twice"),
         (["-n", "ab"], "unrecognized arguments: -n"),
+        (["--name", "--loud"], "--name: a value is needed behind it"),
     ],
 )
 def test_a_mistake_stops_before_any_work_in_one_line(call, arguments, message):
@@ -92,6 +95,27 @@ def test_a_users_error_is_one_line_and_code_1(capsys):
         run(fail)
     assert exit.value.code == 1
     assert capsys.readouterr().err.endswith("error: file.txt: is odd\n")
+
+
+def test_a_full_disk_tells_the_file_and_to_make_room(capsys, tmp_path):
+    def fill():
+        with replacing(tmp_path / "config.json"):
+            raise OSError(errno.ENOSPC, "No space left on device")  # as a write does
+
+    with pytest.raises(SystemExit):
+        run(fill)
+    assert capsys.readouterr().err.endswith(
+        f"error: {tmp_path}/config.json: the disk is full; make room, then repeat the command\n"
+    )
+
+
+def test_a_misspelled_flag_is_named_before_the_one_that_it_should_be(monkeypatch, capsys):
+    parser = ArgumentParser("Does it.")
+    parser.add_argument("--folder", required=True)
+    monkeypatch.setattr(sys, "argv", ["x.py", "--fodler", "a"])
+    with pytest.raises(SystemExit):
+        parser.parse_args()
+    assert capsys.readouterr().err == "x.py: error: unrecognized arguments: --fodler (see --help)\n"
 
 
 def test_one_process_of_several_ends_without_the_interpreters_own_end():

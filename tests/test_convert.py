@@ -181,7 +181,7 @@ def test_the_published_command_converts_and_prints_its_checks(write_meta, run_wa
 
     with Checkpoint(root / "converted") as converted:
         assert len(converted) == 21
-        assert {converted.spec(name)[0] for name in converted} == {torch.float16}
+        assert {converted.spec(name)[0] for name in converted} == {"F16"}
 
 
 def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta, run_convert):
@@ -192,6 +192,16 @@ def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta,
     with Checkpoint(output) as converted:
         assert torch.equal(converted["model.embed_tokens.weight"], weights["tok_embeddings.weight"].bfloat16().half())
         assert converted.config["max_position_embeddings"] == 4096
+
+
+def test_a_number_too_large_for_fp16_is_told(write_meta, run_convert, capsys):
+    root, _ = write_meta("7B", dtype=torch.bfloat16)
+    shard = torch.load(root / "7B/consolidated.00.pth")
+    shard["layers.1.ffn_norm.weight"][3] = 1e6
+    torch.save(shard, root / "7B/consolidated.00.pth")
+    run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+    fact = "1 number(s) too large for fp16 became infinite, the first in model.layers.1.post_attention_layernorm.weight"
+    assert fact in capsys.readouterr().err
 
 
 def test_the_tokenizer_cuts_text_as_sentencepiece_does(write_meta, run_convert):
@@ -272,3 +282,34 @@ def test_a_pickle_that_holds_code_is_refused(write_meta, run_convert):
     torch.save({"tok_embeddings.weight": Path("x")}, root / "7B/consolidated.00.pth")
     with pytest.raises(ValueError, match="nothing of it was run"):
         run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"dim": "64"}, "params.json: dim is 64, a number over 0"),
+        ({"n_heads": 0}, "params.json: n_heads is 0"),
+        ({"n_layers": 1}, r"consolidated.00.pth: holds layers.1.\S+, which the model of params.json hasn't"),
+    ],
+)
+def test_params_that_cannot_be_are_named(write_meta, run_convert, params, message):
+    root, _ = write_meta("7B")
+    file = root / "7B/params.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | params))
+    with pytest.raises(ValueError, match=message):
+        run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"garbage", "line 1: not a checksum and a file name"),
+        (b"\xbc\x00\xff", "not a text file"),
+        (b"d41d8cd98f00b204e9800998ecf8427e  ../params.json", "lies outside the folder"),
+    ],
+)
+def test_a_list_of_md5s_that_is_none_is_named(write_meta, run_convert, content, message):
+    root, _ = write_meta("7B")
+    (root / "7B/checklist.chk").write_bytes(content)
+    with pytest.raises(ValueError, match=f"checklist.chk.*{message}"):
+        run_convert("--input_dir", root, "--model_size", "7B")

@@ -26,7 +26,8 @@ BASE, BASE_FP16, LORA = download.REPOS["base"], download.REPOS["base_fp16"], dow
         ([], "is required"),
         (["--specify"], "go together"),
         (["--only_lora", "--fp16"], "--fp16 goes with"),
-        (["--only_bse"], "required"),
+        (["--only_bse"], "unrecognized arguments: --only_bse"),
+        (["--only_lora", "--revision", ""], "--revision is empty"),
         (["--default_model", "--verify"], "--default_model is a package"),
         (["--only_lora", "--endpoint", "hf-mirror.com"], "hf-mirror.com: not a URL"),
         (["--only_lora", "--endpiont", "https://hf-mirror.com"], "--endpiont"),
@@ -36,6 +37,17 @@ def test_flags_that_do_not_go_together_are_refused(run_script, tmp_path, flags, 
     result = run_script("tools/download.py", "--download_path", tmp_path / "x", *flags)
     assert result.returncode == 2
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_an_empty_path_is_not_the_current_folder(run_script, tmp_path):
+    result = run_script("tools/download.py", "--download_path", "", "--only_lora")
+    assert (result.returncode, list(tmp_path.iterdir())) == (2, []) and "--download_path is empty" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["", "hf-mirror.com"])
+def test_an_endpoint_of_the_environment_that_is_no_url_is_named(run_script, tmp_path, url):
+    result = run_script("tools/download.py", "--download_path", tmp_path, "--only_lora", env={"HF_ENDPOINT": url})
+    assert result.returncode == 2 and f"HF_ENDPOINT {url}: not a URL" in result.stderr
 
 
 def test_without_a_network_the_default_model_says_so_and_leaves_nothing(run_script, tmp_path):

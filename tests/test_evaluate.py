@@ -73,6 +73,37 @@ def test_a_model_is_scored(run_warm, data, tiny_llama, tmp_path):
     assert len((tmp_path / "report/predictions.jsonl").read_text().splitlines()) == 2
 
 
+@pytest.mark.slow
+def test_other_orders_of_the_schema_are_asked_too(run_warm, data, tiny_llama, tmp_path):
+    flags = ["--base_model", tiny_llama, "--max_new_tokens", 5, "--schema_orders", 2]
+    result = run_warm("finetune/evaluate.py", "--data", data, *flags, "--report", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    orders = json.loads((tmp_path / "report/metrics.json").read_text())["schema_orders"]
+    assert {name: len(figures["f1"]) for name, figures in orders.items()} == {"NER": 2, "RE": 2}
+    assert not list((tmp_path / "report").glob("answers-*"))
+
+
+def test_two_answers_to_a_case_are_refused(run_script, data, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "NAN"}\n' * 2)
+    result = run_script(
+        "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
+    )
+    assert result.returncode == 1 and "a second answer to '1'" in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_report_has_pictures_and_examples_of_errors(run_script, data, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": 1, "output": [["Paris", "country", "Spain"]]}\n')
+    result = run_script(
+        "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
+    )
+    assert "1 of 2 cases have no answer" in result.stderr
+    report = (tmp_path / "r/report.md").read_text()
+    assert "| missed | 1 |" in report and "地点: 杭州" in report
+    for picture in ("scores.png", "errors.png"):
+        assert (tmp_path / "r" / picture).read_bytes().startswith(b"\x89PNG") and f"]({picture})" in report
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -102,6 +133,7 @@ def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_pa
         (["--server", "127.0.0.1:8090"], "an address such as http://127.0.0.1:8090 is needed"),
         (["--predictions", "x", "--load_8bit"], "go with --base_model"),
         (["--predictions", "x", "--batch_size", "0"], "must be at least 1"),
+        (["--predictions", "x", "--schema_orders", "2"], "answers in a file have one order"),
     ],
 )
 def test_a_wrong_command_stops_in_one_line(run_script, data, flags, message):

@@ -301,7 +301,7 @@ def test_the_modelfile_has_the_prompts_of_tuning(tiny_llama, export, capsys):
         ({"quantization_config": {}}, "the weights are quantized"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, "rope_type dynamic"),
         ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4}}, "not the settings of a LLaMA"),
-        ({"intermediate_size": 96}, r"gate_proj\.weight has shape \(128, 64\) in torch.float32, by its config.json it"),
+        ({"intermediate_size": 96}, r"gate_proj\.weight has shape \(128, 64\) in F32, by its config.json it"),
         ({"num_hidden_layers": 3}, r"lacks model\.layers\.2\."),
         ({"num_hidden_layers": 1}, r"holds model\.layers\.1\..*which a LLaMA hasn't"),
         ({"tokenizer.json": None}, "holds neither tokenizer.json nor tokenizer.model"),

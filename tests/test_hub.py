@@ -228,6 +228,12 @@ def test_an_unknown_repository_is_told_even_if_the_folder_holds_files(fetch, hub
     assert read_files(tmp_path / "files") == {"notes.txt": b"mine"}
 
 
+def test_a_repository_without_files_is_no_success(fetch, hub):
+    hub.repos["someone/empty"] = {}
+    with pytest.raises(OSError, match=r"someone/empty: .* lists no files of it"):
+        fetch("someone/empty")
+
+
 def test_offline_mode_is_told(fetch, hub, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(OSError, match="HF_HUB_OFFLINE"):

@@ -1,16 +1,13 @@
 import json
 import os
-import random
 import shutil
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
 from blake3 import blake3
-from conftest import REPOSITORY, peak_memory
+from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -42,16 +39,6 @@ def small_pieces():
         patch.setattr(checkpoints, "PIECE", 64)
         patch.setattr(checkpoint_writer, "SHARD_BYTES", 2000)
         yield
-
-
-@pytest.fixture
-def adapter(tmp_path):
-    folder = tmp_path / "lora"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}')
-    weights = {"lora_A": torch.randn(2, 8), "lora_B": torch.randn(64, 2)}
-    save_file({f"base_model.model.a.{k}.weight": w for k, w in weights.items()}, folder / "adapter_model.safetensors")
-    return folder
 
 
 def make_and_recover(raw, tuned, folder, exact=False, **flags):
@@ -346,55 +333,3 @@ def test_finished_shards_are_kept_if_they_are_whole(pair, tmp_path, monkeypatch,
     assert ("going on behind 1 of 3 shards" in capsys.readouterr().err) is not is_damaged
     after = tmp_path / "diff" / first.name
     assert after.read_bytes() == content and (after.stat().st_ino == before or is_damaged)
-
-
-IN_SMALL_SHARDS = """
-import runpy, sys, time
-sys.path.insert(0, sys.argv.pop(1))
-import knowlm.checkpoint_writer, knowlm.checkpoints
-knowlm.checkpoints.PIECE, knowlm.checkpoint_writer.SHARD_BYTES = 64, 2000
-append = knowlm.checkpoint_writer.CheckpointWriter._append
-knowlm.checkpoint_writer.CheckpointWriter._append = lambda *args: (time.sleep(0.02), append(*args))
-print("begins", flush=True)
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_run_goes_on_and_ends_in_the_same_bytes(pair, tmp_path, adapter):
-    raw, tuned = pair
-    start = [sys.executable, "-c", IN_SMALL_SHARDS]
-    weight_diff.make_diff(str(raw), str(tuned), str(tmp_path / "diff"))
-    weight_diff.recover(str(raw), str(tmp_path / "diff"), str(tmp_path / "recovered"))
-    weight_diff.merge(str(raw), str(adapter), str(tmp_path / "merged"))
-    for command, flags, name in (
-        ("make_diff", ["--path_raw", raw, "--path_tuned", tuned, "--path_diff"], "diff"),
-        ("recover", ["--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned"], "recovered"),
-        ("merge", ["--path_zhixi", raw, "--path_lora", adapter, "--path_sfted"], "merged"),
-    ):
-        out = tmp_path / f"{name}-again"
-        script = [REPOSITORY, REPOSITORY / "tools/weight_diff.py", command, *flags, out]
-        while not out.exists():
-            process = subprocess.Popen([*start, *map(str, script)], stdout=subprocess.PIPE)
-            process.stdout.readline()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(random.uniform(0.1, 1.5))
-            assert process.poll() in (None, 0)
-            process.kill()
-            process.communicate()
-        assert subprocess.run([*start, *map(str, script)]).returncode == 1  # "already exists"
-        expected = {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()}
-        assert {file.name: file.read_bytes() for file in out.iterdir()} == expected
-        assert not Path(f"{out}.partial").exists()
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_model(tmp_path):
-    weights = {"a.weight": torch.ones(40_000, 4096)}  # 655 MB in one tensor, as large as any of a 13B model
-    raw, tuned = (save(tmp_path / name, weights, form) for name, form in (("raw", "bin"), ("tuned", "safetensors")))
-    del weights
-    make_diff = ["make_diff", "--path_raw", raw, "--path_tuned", tuned, "--path_diff", tmp_path / "diff", "--exact"]
-    recover = ["recover", "--path_raw", raw, "--path_diff", tmp_path / "diff", "--path_tuned", tmp_path / "recovered"]
-    for command in (make_diff, recover):
-        assert peak_memory("tools/weight_diff.py", *command) < 400_000_000

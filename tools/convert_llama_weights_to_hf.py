@@ -7,7 +7,6 @@ Writes fp16 in pieces of a few megabytes. The output folder appears when it is w
 behind the shards that were. Meta's MD5 lists are checked first.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,10 +18,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # reading, arithmetic and writing have a thread each
 
+from knowlm.checksums import hash_file, read_checksums
 from knowlm.cli import ArgumentParser, run
 from knowlm.files import read_json, require_file, require_new, write_json
 
 NUM_SHARDS = {"7B": 1, "13B": 2, "30B": 4, "65B": 8, "70B": 8}
+NEEDED = ("dim", "n_layers", "n_heads", "norm_eps")  # of params.json
 SPECIAL = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}  # ids 0, 1, 2
 TENSORS = {  # Meta's name: Hugging Face's, shape, dimension on which the shards join (None: each holds all of it)
     "tok_embeddings": ("model.embed_tokens", ("vocabulary", "dim"), 1),
@@ -52,8 +53,6 @@ def main() -> None:
         check_md5s(source / "checklist.chk")
         check_md5s(tokenizer.with_name("tokenizer_checklist.chk"))
 
-    import torch
-
     from knowlm.checkpoint_writer import CheckpointWriter
     from knowlm.checkpoints import identity, load_pickle
 
@@ -64,13 +63,14 @@ def main() -> None:
     check_shapes(parts, shards)
     with tempfile.TemporaryDirectory() as settings:
         write_settings(Path(settings), config, tokenizer)
-        specs = {name: (torch.float16, shape) for name, (_, shape, _) in parts.items()}
+        specs = {name: ("F16", shape) for name, (_, shape, _) in parts.items()}
         job = {"convert": args.llama_version, "inputs": identity([source / "params.json", tokenizer, *files])}
         with CheckpointWriter(args.output_dir, Path(settings), specs, job) as out:
             for name in out.missing:
                 for rows in join(*parts[name], list(shards.values()), config):
-                    out.add(name, rows)
+                    out.add(name, *rows)
                 out.finish(name)
+    out.tell_infinite("download the shards again, as published they fit")
     print(f"{args.output_dir}: LLaMA {args.model_size} in fp16, {len(parts)} tensors of {len(files)} shard(s)")
 
 
@@ -108,13 +108,11 @@ def check_md5s(checklist: Path) -> None:
         print(f"{checklist}: not here, so no MD5 is compared with it")
         return
     bad = []
-    for line in filter(None, checklist.read_text(encoding="utf-8").splitlines()):
-        expected, _, name = line.partition("  ")
-        with require_file(checklist.parent / name).open("rb") as content:
-            digest = hashlib.file_digest(content, "md5").hexdigest()
-        print(f"{checklist.parent / name}: {'OK' if digest == expected else 'BAD'}", flush=True)
-        if digest != expected:
-            bad.append(f"{checklist.parent / name}: MD5 is {digest}, {checklist.name} says {expected}")
+    for name, expected in read_checksums(checklist).items():
+        digest = hash_file(require_file(checklist.parent / name), expected.algorithm)
+        print(f"{checklist.parent / name}: {'OK' if digest == expected.hex else 'BAD'}", flush=True)
+        if digest != expected.hex:
+            bad.append(f"{checklist.parent / name}: MD5 is {digest}, {checklist.name} says {expected.hex}")
     if bad:
         raise ValueError(f"{bad[0]}; download it again (--skip_checks converts it all the same)")
 
@@ -124,8 +122,10 @@ def read_config(file: Path, shard: dict, max_positions: int):
     from transformers import LlamaConfig
 
     params = read_json(file)
-    if lacking := {"dim", "n_layers", "n_heads", "norm_eps"} - set(params):
-        raise ValueError(f"{file}: lacks {', '.join(sorted(lacking))}; download it again")
+    for name in NEEDED:
+        number = params.get(name) if isinstance(params, dict) else None
+        if not isinstance(number, int | float) or number <= 0:
+            raise ValueError(f"{file}: {name} is {number}, a number over 0 is needed; download it again")
     multiple = params.get("multiple_of", 256)
     hidden = int(params.get("ffn_dim_multiplier", 1) * int(8 * params["dim"] / 3))
     return LlamaConfig(
@@ -165,13 +165,17 @@ def check_shapes(parts: dict, shards: dict) -> None:
             if found != expected:
                 fact = f"{meta} has shape {found}, by params.json it is {expected}"
                 raise ValueError(f"{file}: {fact}; the two aren't one model's, download both again")
+        if unknown := sorted({*shard} - {meta for meta, *_ in parts.values()} - {"rope.freqs"}):
+            fact = f"holds {unknown[0]}, which the model of params.json hasn't"
+            raise ValueError(f"{file}: {fact}; the two aren't one model's, download both again")
 
 
 def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict], config) -> Iterator:
-    """The rows of the whole tensor in fp16, a few megabytes at a time."""
+    """Some rows of the whole tensor at a time, in fp16, and how many of their numbers became infinite."""
     import torch
 
     from knowlm.checkpoints import rows_at_once
+    from knowlm.dtypes import NAMES, as_array, fit
 
     tensors = [shard[meta] for shard in (shards[:1] if dim is None else shards)]
     heads = {"wq": config.num_attention_heads, "wk": config.num_key_value_heads}.get(meta.split(".")[-2])
@@ -179,9 +183,10 @@ def join(meta: str, shape: tuple[int, ...], dim: int | None, shards: list[dict],
     step = rows_at_once(shape, size)
     for side_by_side in [tensors] if dim == 1 else [[tensor] for tensor in tensors]:
         for first in range(0, len(side_by_side[0]), step):
-            rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1).to(torch.float16)
-            # Rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart.
-            yield rows.view(-1, size // 2, 2, shape[1]).transpose(1, 2).reshape(rows.shape) if heads else rows
+            rows = torch.cat([tensor[first : first + step] for tensor in side_by_side], -1)
+            if heads:  # rotary: Meta turns neighbouring rows of a head together, Hugging Face rows half a head apart
+                rows = rows.view(-1, size // 2, 2, shape[1]).transpose(1, 2).reshape(rows.shape)
+            yield fit(as_array(rows), NAMES[str(rows.dtype)], "F16")
 
 
 def write_settings(folder: Path, config, tokenizer: Path) -> None:

@@ -15,6 +15,7 @@ Hugging Face folder.
 """
 
 import hashlib
+import os
 import re
 import subprocess
 import sys
@@ -69,8 +70,11 @@ def parse_args():
         refuse("--fp16 goes with --only_base or --both")
     if args.default_model and (args.endpoint or args.revision or args.verify):
         refuse("--endpoint, --revision and --verify are for the hub; --default_model is a package, and always checked")
-    if args.endpoint and not re.fullmatch(r"https?://[^/\s].*", args.endpoint):
-        refuse(f"--endpoint {args.endpoint}: not a URL; it looks like https://hf-mirror.com")
+    for name, url in (("--endpoint", args.endpoint), ("HF_ENDPOINT", os.environ.get("HF_ENDPOINT"))):
+        if url is not None and not re.fullmatch(r"https?://[^/\s]\S*", url):
+            refuse(f"{name} {url}: not a URL; it looks like https://hf-mirror.com")
+    if not args.download_path or args.revision == "":
+        refuse(f"--{'revision' if args.download_path else 'download_path'} is empty; name one")
     if Path(args.download_path).is_file():
         refuse(f"--download_path {args.download_path}: is a file, a folder is needed")
     return args

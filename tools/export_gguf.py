@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import locked, replacing, require_new, require_space, write_text
+from knowlm.manifest import require_model
 
 TYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "bf16": "MOSTLY_BF16", "q8_0": "MOSTLY_Q8_0"}  # llama.cpp's file types
 MOST_CONTEXT = 8192  # of the Modelfile: Ollama sets memory aside for all of it
@@ -28,6 +29,7 @@ def main() -> None:
     output = Path(args.output)
     modelfile = output.with_suffix(".Modelfile")
     require_new(output)
+    require_model(args.model)
 
     from knowlm.checkpoints import Checkpoint
     from knowlm.gguf_vocabulary import read_vocabulary
@@ -52,6 +54,8 @@ def parse_args():
     args = parser.parse_args()
     if not args.output.endswith(".gguf"):
         refuse(f"--output {args.output}: is no name of a GGUF file; name one that ends in .gguf")
+    if Path(args.output).is_dir():
+        refuse(f"--output {args.output}: is a folder; name a file")
     return args
 
 
@@ -88,6 +92,8 @@ def plan_tensors(checkpoint, config, type: str) -> dict:
     from gguf import GGML_QUANT_SIZES, MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
     from transformers import LlamaForCausalLM
 
+    from knowlm.dtypes import FLOATS
+
     with torch.device("meta"):
         expected = {name: tuple(tensor.shape) for name, tensor in LlamaForCausalLM(config).state_dict().items()}
     if config.tie_word_embeddings:
@@ -98,7 +104,7 @@ def plan_tensors(checkpoint, config, type: str) -> dict:
         if name not in checkpoint:
             raise ValueError(f"{checkpoint.folder}: lacks {name}, which its config.json asks for; download it again")
         dtype, found = checkpoint.spec(name)
-        if found != shape or not dtype.is_floating_point:
+        if found != shape or dtype not in FLOATS:
             fact = f"{name} has shape {found} in {dtype}, by its config.json it is {shape} in floating point"
             raise ValueError(f"{checkpoint.folder}: {fact}; download it again (recover a difference first)")
         stored = GGMLQuantizationType["F32" if len(shape) == 1 else type.upper()]
@@ -196,10 +202,13 @@ def rows_of(checkpoint, name: str, config):
 
     Rotary: llama.cpp turns neighbouring rows of a query's or key's head together, Hugging Face rows half a head apart.
     """
+    from knowlm.dtypes import as_tensor
+
     turned = {"q_proj", "k_proj"} & set(name.split("."))
     for piece in checkpoint.pieces([name], config.head_dim if turned else 1):
         halves = (-1, 2, config.head_dim // 2)
-        yield piece.rows.unflatten(0, halves).transpose(1, 2).flatten(0, 2) if turned else piece.rows
+        rows = as_tensor(piece.rows, piece.dtype)
+        yield rows.unflatten(0, halves).transpose(1, 2).flatten(0, 2) if turned else rows
 
 
 def encode(rows, stored):

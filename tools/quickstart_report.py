@@ -26,7 +26,9 @@ def collect(out: Path, base: Path, steps: list[str]) -> dict:
         "seconds": {name: round(record["seconds"], 1) for name, record in records.items()},
         "peak_gb": {name: round(record["peak_gb"], 2) for name, record in records.items()},
         "total_seconds": round(sum(record["seconds"] for record in records.values()), 1),
-        "corpus": read_json(out / "corpus/merged.json"),
+        "corpus": {
+            name: value for name, value in read_json(out / "corpus/merged.json").items() if name.startswith("num_")
+        },
         "heldout_loss": {"before": held_out[0], "after": held_out[-1]},
         "poem": {when: read_records(out / f"poem_{when}.jsonl")[0]["output"] for when in ("before", "after")},
         "recovered_equals_tuned": same_weights(out / "pretrained", out / "recovered"),
@@ -34,11 +36,21 @@ def collect(out: Path, base: Path, steps: list[str]) -> dict:
             key: value for key, value in read_json(out / "instructions/report.json").items() if key != "examples"
         },
         "lora_loss": {"first": tuning[0], "last": tuning[-1]},
-        "scores": {when: read_json(out / f"score_{when}/metrics.json") for when in ("before", "after")},
+        "scores": {when: without_tables(read_json(out / f"score_{when}/metrics.json")) for when in ("before", "after")},
         "merged_answers_as_adapter": answers["merged"] == answers["adapter"],
         "answers": [
             answer | {"gold": row["output"]} for answer, row in zip(answers["merged"], asked, strict=False)
         ],  # of the first held-out cases
+    }
+
+
+def without_tables(scores: dict) -> dict:
+    """The figures of a score report alone, without those by label, by group and the errors."""
+    return {
+        name: without_tables({k: v for k, v in value.items() if k not in ("labels", "errors") and k[:3] != "by_"})
+        if isinstance(value, dict)
+        else value
+        for name, value in scores.items()
     }
 
 

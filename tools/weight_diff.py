@@ -32,22 +32,25 @@ def make_diff(
 ) -> None:
     """Write tuned - raw, with the tuned model's config and tokenizer and a manifest."""
     from knowlm.checkpoint_writer import CheckpointWriter
-    from knowlm.checkpoints import DTYPE_NAMES, Checkpoint, check_same_tensors
+    from knowlm.checkpoints import Checkpoint, check_same_tensors
     from knowlm.files import require_new
+    from knowlm.manifest import require_model
     from knowlm.weight_deltas import EXACT, PLAIN, difference_specs, subtract, together
 
     require_new(path_diff)
+    require_model(path_raw)
+    require_model(path_tuned)
     with Checkpoint(path_raw) as raw, Checkpoint(path_tuned) as tuned:
         check_same_tensors(raw, tuned)
         specs, kind = difference_specs(tuned, exact), EXACT if exact else PLAIN
         job = {"make_diff": kind, "inputs": [raw.identity(), tuned.identity()]}
         with CheckpointWriter(path_diff, tuned.folder, specs, job, kind) as out:
             for old, new in together(out.missing, raw, tuned):
-                dtypes = {"base": DTYPE_NAMES[old.rows.dtype], "tuned": DTYPE_NAMES[new.rows.dtype]}
-                out.add(new.name, subtract(new.rows, old.rows, exact))
+                out.add(new.name, *subtract(new, old, exact))
                 if new.digest:
-                    digests = {"base": old.digest, "tuned": new.digest}
-                    out.finish(new.name, {k: {"dtype": dtypes[k], "blake3": digests[k]} for k in digests})
+                    both = {"base": old, "tuned": new}
+                    out.finish(new.name, {k: {"dtype": it.dtype, "blake3": it.digest} for k, it in both.items()})
+    out.tell_infinite("use --exact")
     print(f"{path_diff}: the {kind} of {len(specs)} tensors")
 
 
@@ -60,10 +63,9 @@ def recover(
     expected_sum: Annotated[float | None, "compare the sum of all weights with this"] = None,
 ) -> None:
     """Write raw + diff, with the difference's config and tokenizer."""
-    import torch
-
     from knowlm.checkpoint_writer import CheckpointWriter, in_fp16
     from knowlm.checkpoints import Checkpoint
+    from knowlm.dtypes import sum_of
     from knowlm.files import require_new
     from knowlm.weight_deltas import Difference, together
 
@@ -77,9 +79,10 @@ def recover(
         with CheckpointWriter(path_tuned, diff.folder, specs, job, dtype="float16" if is_fp16 else None) as out:
             sums = dict.fromkeys(specs, 0.0)
             for old, change in together(out.missing, raw, diff):
-                new = difference.add_to(old, change).to(specs[change.name][0])
-                out.add(change.name, new)
-                sums[change.name] += new.sum(-1, dtype=torch.float32).double().sum().item()
+                dtype = specs[change.name][0]
+                new, infinite = difference.add_to(old, change, dtype)
+                out.add(change.name, new, infinite)
+                sums[change.name] += sum_of(new, dtype)
                 if change.digest:
                     out.finish(change.name, {"sum": sums[change.name] if math.isfinite(sums[change.name]) else None})
             out.wait()
@@ -88,9 +91,13 @@ def recover(
             if expected_sum is not None:
                 check_sum(total, expected_sum, rotary_sum(diff.config), path_tuned)
             difference.check_tuned(out)
+    out.tell_infinite("leave --is_fp16 away" if is_fp16 else "make the difference with --exact")
     checked = (
         "base and difference are as its manifest says" if difference.manifest else "it has no manifest to check by"
     )
+    strange = next((name for name, facts in out.tensors.items() if facts["sum"] is None), None)
+    if strange:
+        print(f"{path_tuned}: {strange} holds numbers that are none (nan) or infinite", file=sys.stderr)
     print(f"{path_tuned}: {len(specs)} tensors recovered, their sum is {total:.4f}; {checked}")
 
 
@@ -125,10 +132,13 @@ def merge(
     """Add a LoRA adapter into the base model."""
     from knowlm.checkpoint_writer import CheckpointWriter, in_fp16
     from knowlm.checkpoints import Checkpoint, in_file_order
+    from knowlm.dtypes import fit
     from knowlm.files import require_new
     from knowlm.lora import Adapter
+    from knowlm.manifest import require_model
 
     require_new(path_sfted)
+    require_model(path_zhixi)
     adapter = Adapter(path_lora)
     with Checkpoint(path_zhixi) as base:
         adapter.check_fits(base)
@@ -137,9 +147,10 @@ def merge(
         job = {"merge": is_fp16, "inputs": [base.identity(), adapter.identity()]}
         with CheckpointWriter(path_sfted, base.folder, specs, job, dtype="float16" if is_fp16 else None) as out:
             for piece in base.pieces(out.missing):
-                out.add(piece.name, adapter.merged(piece, base).to(specs[piece.name][0]))
+                out.add(piece.name, *fit(*adapter.merged(piece, base), specs[piece.name][0]))
                 if piece.digest:
                     out.finish(piece.name)
+    out.tell_infinite("leave --is_fp16 away" if is_fp16 else "merge into the base in fp32 or bf16")
     changed = {*adapter.parts, *adapter.saved}
     print(f"{path_sfted}: {len(changed)} of {len(specs)} tensors changed by the adapter")
 

@@ -1,0 +1,201 @@
+"""Turn extraction and instruction data from one published form into another.
+
+    python finetune/convert_data.py --input iepile.json --from iepile --to alpaca --output train.jsonl
+    python finetune/convert_data.py --input instructie.jsonl --from instructie --to alpaca --ask hard --output t.jsonl
+    python finetune/convert_data.py --input heldout.jsonl --from cases --to iepile --output heldout_iepile.jsonl
+
+Forms: cases (finetune/evaluate.py's), iepile, instructie (also records with "entity" or "event"), ccks (CCKS2023),
+alpaca (finetune/lora/finetune.py's rows), sharegpt and messages (chats). Input is JSONL or a JSON list, and so is the
+output, by its suffix. What has a schema can become anything; so can rows with instructions of examples/ie_prompt.py.
+"""
+
+import itertools
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
+
+from tqdm import tqdm
+
+from knowlm.cli import ArgumentParser, refuse, run
+from knowlm.extraction.cases import case_of_row, check_case, row_of, schema_labels
+from knowlm.extraction.forms import FORMS
+from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
+from knowlm.extraction.published_data import (
+    READERS,
+    read_chat,
+    write_annotated,
+    write_ccks,
+    write_chat,
+    write_iepile,
+)
+from knowlm.files import iterate_records, read_json, replacing, require_file
+
+CHATS = {
+    "sharegpt": ("conversations", "from", "value", "human", "gpt"),
+    "messages": ("messages", "role", "content", "user", "assistant"),
+}
+ROWS = ("alpaca", *CHATS)  # an instruction and its answer; the others are cases
+ENOUGH_SPANS = 1000  # of a label, to compare it with others
+KINDS = ("cases", *READERS, *ROWS)
+
+
+def main() -> None:
+    args = parse_args()
+    require_file(args.input)
+    if args.to in ROWS and args.source in ROWS:
+        written = write_rows(read_rows(args), args.to)
+    else:
+        written = write_cases(args, asked_cases(args))
+    count = 0
+    with replacing(args.output) as partial, partial.open("w", encoding="utf-8") as lines:
+        is_list = Path(args.output).suffix == ".json"
+        for count, record in enumerate(tqdm(written, desc=args.to, unit="record", disable=None), 1):
+            lines.write(("[\n" if count == 1 else ",\n") if is_list else "")
+            lines.write(json.dumps(record, ensure_ascii=False) + ("" if is_list else "\n"))
+        if not count:
+            raise ValueError(f"{args.input}: gives no {args.to} record")
+        lines.write("\n]\n" if is_list else "")
+    print(f"{args.output}: {count} records as {args.to}")
+
+
+def parse_args():
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--input", required=True, help="JSONL or JSON list")
+    parser.add_argument("--from", dest="source", required=True, choices=KINDS, help="form of the input")
+    parser.add_argument("--to", required=True, choices=KINDS, help="form of the output")
+    parser.add_argument("--output", required=True, help="file to write; .json: a list, else one record a line")
+    parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are written (default: tuple)")
+    parser.add_argument(
+        "--wordings", type=int, default=1, help="different wordings of an instruction, drawn at random (default: 1)"
+    )
+    parser.add_argument(
+        "--ask",
+        choices=["given", "hard", "all"],
+        default="given",
+        help="which labels are asked for: those given; those of the answer, confusable and a few other ones; all of "
+        "the data; the latter two 6 (NER) or 4 at once (default: given)",
+    )
+    parser.add_argument(
+        "--hard_negatives", help="own table of confusable labels, JSON {label: [labels]}, for --ask hard"
+    )
+    parser.add_argument(
+        "--empty_share",
+        type=float,
+        help="most examples without an answer, for each with one: 2 or 3 (default: keep all)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of wordings and batches (default: 0)")
+    args = parser.parse_args()
+    if args.to in ROWS and args.source in ROWS and (args.ask != "given" or args.empty_share is not None):
+        refuse("--ask and --empty_share need a schema, which chats and alpaca rows don't tell")
+    if args.hard_negatives and args.ask != "hard":
+        refuse("--hard_negatives goes with --ask hard")
+    if args.empty_share is not None and args.empty_share < 0:
+        refuse("--empty_share must be 0 or more")
+    if args.wordings < 1:
+        refuse("--wordings must be 1 or more")
+    if Path(args.input).resolve() == Path(args.output).resolve():
+        refuse("--output is the input; name another file")
+    return args
+
+
+@contextmanager
+def naming(path: str, number: int) -> Iterator[None]:
+    """Name the record that isn't of the form it should have."""
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{path}, record {number}: lacks {error}; is --from right?") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}, record {number}: {error}; is --from right?") from None
+
+
+def read_rows(args) -> Iterator[dict]:
+    for number, record in enumerate(iterate_records(args.input), 1):
+        with naming(args.input, number):
+            if args.source in CHATS:
+                yield from read_chat(record, number)
+            else:
+                yield {field: record.get(field, "") for field in ("instruction", "input", "output")}
+
+
+def read_cases(args) -> Iterator[dict]:
+    for number, record in enumerate(iterate_records(args.input), 1):
+        with naming(args.input, number):
+            if args.source == "cases":
+                found: Iterable[dict] = [record]
+            elif args.source in READERS:
+                found = READERS[args.source](record, number)
+            else:
+                rows = read_chat(record, number) if args.source in CHATS else [record]
+                found = [case_of_row(row, f"{number}-{i}") for i, row in enumerate(rows)]
+            for case in found:
+                check_case(case)
+                yield case
+
+
+def asked_cases(args) -> Iterator[dict]:
+    """Cases with the labels to ask for, and not too many of them empty."""
+    cases: Iterator[dict] = read_cases(args)
+    if args.ask != "given":
+        schemas, near = labels_of_data(args)
+        cases = itertools.chain.from_iterable(
+            batched(case, list(schemas[kind].values()), near[kind], args.seed, every_label=args.ask == "all")
+            for case in cases
+            for kind in [(case["task"], case["language"])]
+        )
+    return filter(FewEmpty(args.empty_share), cases) if args.empty_share is not None else cases
+
+
+def labels_of_data(args) -> tuple[dict, dict]:
+    """All labels of each task and language, as a schema has them, and which are confusable; reads the whole input."""
+    schemas: dict[tuple, dict] = defaultdict(dict)
+    spans: dict[tuple, dict] = defaultdict(dict)
+    for case in tqdm(read_cases(args), desc="labels", unit="case", disable=None):
+        kind = (case["task"], case["language"])
+        for name, label in zip(schema_labels(case), case["schema"], strict=True):
+            if isinstance(label, dict):
+                known = schemas[kind].setdefault(name, {"type": name, "roles": []})
+                known["roles"] += [role for role in label["roles"] if role not in known["roles"]]
+            else:
+                schemas[kind][name] = label
+            spans[kind].setdefault(name, set())
+        for item in case["gold"]:
+            found = spans[kind].setdefault(label_of(item, case["task"]), set())
+            if len(found) < ENOUGH_SPANS:
+                found.update(spans_of(item, case["task"]))
+    own = flattened(read_json(args.hard_negatives)) if args.hard_negatives else None
+    return schemas, {kind: confusable(found) if own is None else own for kind, found in spans.items()}
+
+
+def flattened(table: dict) -> dict[str, list[str]]:
+    """``{label: [labels]}`` of a table that may have them by task and source, as IEPile's."""
+    found: dict[str, list[str]] = {}
+    for name, value in table.items():
+        for label, others in flattened(value).items() if isinstance(value, dict) else [(name, value)]:
+            found.setdefault(label, []).extend(others)
+    return found
+
+
+def write_cases(args, cases: Iterator[dict]) -> Iterator[dict]:
+    if args.to == "cases":
+        return cases
+    if args.to == "iepile":
+        return map(write_iepile, cases)
+    if args.to == "ccks":
+        return map(write_ccks, cases)
+    if args.to == "instructie":
+        return write_annotated(cases)
+    return write_rows((row_of(case, args.form, args.wordings, args.seed) for case in cases), args.to)
+
+
+def write_rows(rows: Iterator[dict], kind: str) -> Iterator[dict]:
+    return rows if kind == "alpaca" else (write_chat(row, CHATS[kind]) for row in rows)
+
+
+if __name__ == "__main__":
+    run(main)

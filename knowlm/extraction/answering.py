@@ -1,0 +1,128 @@
+"""Answers of a model or a server to extraction cases; those of a stopped run are kept."""
+
+import json
+import random
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from knowlm.extraction.forms import render
+from knowlm.files import write_text
+
+Answers = Iterator[tuple[int, str]]  # (number of the question, answer), in any order
+
+
+def question_of(case: dict, form: str) -> dict[str, str]:
+    """``{"instruction", "input"}`` that asks for a case."""
+    return {"instruction": render(case["task"], case["schema"], form, case["language"]), "input": case["input"]}
+
+
+def reordered(case: dict, seed: int) -> dict:
+    """The case with the labels of its schema (for events the roles, too) in another order."""
+    generator = random.Random(f"{seed} {case['id']}")
+    schema = [
+        label | {"roles": generator.sample(label["roles"], len(label["roles"]))} if isinstance(label, dict) else label
+        for label in case["schema"]
+    ]
+    return case | {"schema": generator.sample(schema, len(schema))}
+
+
+def answer_all(questions: Sequence[dict], answer: Callable[[Sequence[dict]], Answers], journal: Path, job: dict):
+    """The answer to every question, in order. Each is kept in ``journal`` at once, so that the same job, when run
+    again, asks only what is left.
+
+    answer: gives (number, answer) of the questions it gets. job: what the answers depend on, in JSON values.
+    """
+    answers = _read_journal(journal, job)
+    left = [number for number in range(len(questions)) if number not in answers]
+    with (
+        journal.open("a", encoding="utf-8") as lines,
+        tqdm(total=len(questions), initial=len(answers), desc="cases", disable=None) as bar,
+    ):
+        for position, text in answer([questions[number] for number in left]) if left else ():
+            answers[left[position]] = text
+            lines.write(json.dumps([left[position], text]) + "\n")
+            lines.flush()
+            bar.update()
+    return [answers[number] for number in range(len(questions))]
+
+
+def _read_journal(journal: Path, job: dict) -> dict[int, str]:
+    """The answers kept so far; those of another job, and a line cut by a kill, are removed from the file."""
+    head, lines = json.dumps(job), []
+    if journal.is_file():
+        first, *lines = journal.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+        lines = lines if first == head else []
+    write_text(journal, "\n".join([head, *lines, ""]))
+    return dict(json.loads(line) for line in lines)
+
+
+def model_answers(model, tokenizer, prompter, settings, batch_size: int) -> Callable[[Sequence[dict]], Answers]:
+    """Answers of a model, longest questions first, so that a batch is of like lengths and memory peaks at once."""
+    from knowlm.generation import generate
+
+    def answer(questions: Sequence[dict]) -> Answers:
+        prompts = [prompter.prompt(**question) for question in questions]
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        for first in range(0, len(order), batch_size):
+            batch = order[first : first + batch_size]
+            yield from zip(batch, generate(model, tokenizer, [prompts[i] for i in batch], settings), strict=True)
+
+    return answer
+
+
+def server_answers(address: str, max_new_tokens: int, at_once: int) -> Callable[[Sequence[dict]], Answers]:
+    """Answers of a running inference/launch_vllm.py, which gets so many questions ``at_once``."""
+
+    def ask(question: dict) -> str:
+        body = {**question, "parameters": {"temperature": 0, "max_tokens": max_new_tokens}}
+        return post(address, "generate", body)["generated_text"]
+
+    def answer(questions: Sequence[dict]) -> Answers:
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                yield from enumerate(pool.map(ask, questions))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    return answer
+
+
+def post(address: str, route: str, body: dict) -> dict:
+    """The JSON reply of a server. Raises OSError with the server's own words if it refuses, and if it isn't there."""
+    request = urllib.request.Request(
+        f"{address.rstrip('/')}/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            return json.load(reply)
+    except urllib.error.HTTPError as error:
+        told = error.read().decode(errors="replace")[:200]
+        raise OSError(f"{address}: refused {body.get('input', '')[:40]!r}: {told}") from None
+    except urllib.error.URLError as error:
+        raise OSError(f"{address}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
+    except (TimeoutError, ConnectionError) as error:
+        raise OSError(f"{address}: broke off ({error}); is the server still running?") from None
+
+
+def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
+    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text.
+
+    Raises ValueError on an answer to no case, and on a second one to the same case: there is no best of several.
+    """
+    ids = {str(case["id"]) for case in cases}
+    answers: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        if "id" not in row or "output" not in row:
+            raise ValueError(f'{path}, record {number}: needs "id" and "output"')
+        name, output = str(row["id"]), row["output"]
+        if name not in ids:
+            raise ValueError(f"{path}: answers {name!r}, which is no case; do both files belong together?")
+        if name in answers:
+            raise ValueError(f"{path}, record {number}: a second answer to {name!r}; keep one")
+        answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+    return answers

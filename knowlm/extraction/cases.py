@@ -1,0 +1,118 @@
+"""Cases: a text, a task with its schema, and the gold answer; and the instruction rows that are made of them."""
+
+import itertools
+import random
+import re
+from functools import cache
+from pathlib import Path
+
+from knowlm.extraction.forms import DATA, INSTRUCTIONS, TASKS, forms_of, render, write_answer
+from knowlm.extraction.parsing import parse
+from knowlm.files import read_records
+
+FIELDS = {"id", "task", "language", "schema", "input", "gold"}
+
+
+def schema_labels(case: dict) -> list[str]:
+    """The labels of a case's schema; event types for EE."""
+    return [entry["type"] for entry in case["schema"]] if case["task"] == "EE" else list(case["schema"])
+
+
+def read_cases(path: str | Path) -> list[dict]:
+    """Cases of a JSON or JSONL file. Raises ValueError naming the record that is none, or whose id was there before."""
+    cases = read_records(path)
+    for number, case in enumerate(cases, 1):
+        try:
+            check_case(case)
+        except ValueError as error:
+            raise ValueError(f"{path}, record {number}: {error}") from None
+    if len({str(case["id"]) for case in cases}) < len(cases):
+        raise ValueError(f"{path}: two cases have the same id; give each its own")
+    if not cases:
+        raise ValueError(f"{path}: holds no cases")
+    return cases
+
+
+def check_case(case: dict) -> None:
+    """Raise ValueError saying what keeps a record from being a case."""
+    missing = FIELDS - case.keys()
+    if missing:
+        raise ValueError(f"lacks {', '.join(sorted(missing))}")
+    if case["task"] not in TASKS or case["language"] not in ("english", "chinese"):
+        raise ValueError(f"task is one of {', '.join(TASKS)}, language english or chinese")
+    if not isinstance(case["id"], str | int) or not isinstance(case["input"], str):
+        raise ValueError("id and input must be texts")
+    try:
+        texts = _texts(case)
+    except (KeyError, TypeError, AttributeError):
+        texts = [None]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise ValueError("gold or schema is not of the form that finetune/README.md shows")
+
+
+def _texts(case: dict) -> list:
+    """Every text of schema and gold."""
+    task, schema, gold = case["task"], case["schema"], case["gold"]
+    if not isinstance(schema, list) or not isinstance(gold, list):
+        return [None]
+    if task == "NER":
+        return [*schema, *(item[name] for item in gold for name in ("text", "type"))]
+    if task == "RE":
+        return [*schema, *(item[name] for item in gold for name in ("head", "relation", "tail"))]
+    roles = [role for event in schema for role in (event["type"], *event["roles"])]
+    arguments = [argument[name] for item in gold for argument in item["arguments"] for name in ("text", "role")]
+    return [*roles, *(item[name] for item in gold for name in ("type", "trigger")), *arguments]
+
+
+def row_of(case: dict, form: str = "tuple", wordings: int = 1, seed: int = 0) -> dict[str, str]:
+    """A case as an instruction with its answer; one of so many wordings, drawn at random from seed and id."""
+    variant = random.Random(f"{seed} {case['id']}").randrange(wordings)
+    return {
+        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
+        "input": case["input"],
+        "output": write_answer(case["task"], case["gold"], form),
+    }
+
+
+def case_of_row(row: dict, name: str) -> dict:
+    """The case that ``row_of`` made a row of; ValueError if its instruction is none that ``render`` writes."""
+    asked = read_instruction(row["instruction"])
+    if asked is None:
+        raise ValueError("the instruction isn't one of examples/ie_prompt.py's, so its schema can't be read")
+    case = {"id": name, **asked, "input": row.get("input", "")}
+    return case | {"gold": parse(case["task"], row["output"], case["schema"]).items}
+
+
+def read_instruction(instruction: str) -> dict | None:
+    """``{"task", "language", "schema"}`` of an instruction that ``render`` wrote; None if it didn't.
+
+    A label with the mark in it that stands between labels (``, `` or ``、``) is read as two.
+
+    >>> read_instruction(render("EE", [{"type": "trip", "roles": ["who", "where"]}]))["schema"]
+    [{'type': 'trip', 'roles': ['who', 'where']}]
+    """
+    for (task, language), pattern in _patterns().items():
+        if match := pattern.fullmatch(instruction):
+            listed = next(group for group in match.groups() if group is not None)
+            joint = "、" if language == "chinese" else ", "
+            schema: list = listed.split(joint)
+            if task == "EE":
+                events = re.findall(rf"(.+?)\(([^()]*)\)(?:{joint}|$)", listed)
+                schema = [{"type": kind, "roles": roles.split(joint) if roles else []} for kind, roles in events]
+            return {"task": task, "language": language, "schema": schema}
+    return None
+
+
+@cache
+def _patterns() -> dict[tuple[str, str], re.Pattern]:
+    """For each task and language a pattern of all its instructions, the labels in groups."""
+    patterns = {}
+    for (task, language), wordings in INSTRUCTIONS.items():
+        texts = []
+        for form, wording in itertools.product(forms_of(task), dict.fromkeys(wordings)):
+            known = {"form": DATA["asked"][language][task][form], "nothing": write_answer(task, [], form)}
+            parts = {**{name: re.escape(text) for name, text in known.items()}, "schema": "(.+)", "example": ".+"}
+            pieces = re.split(r"\{(\w+)\}", wording)  # text and names by turns
+            texts.append("".join(parts[piece] if i % 2 else re.escape(piece) for i, piece in enumerate(pieces)))
+        patterns[task, language] = re.compile("|".join(texts), re.DOTALL)
+    return patterns

@@ -1,0 +1,214 @@
+"""The files that others publish extraction data in, read into cases and written from them.
+
+A case is what finetune/evaluate.py takes: ``{"id", "task", "language", "schema", "input", "gold"}``.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+
+from knowlm.extraction.forms import render, write_answer
+from knowlm.extraction.parsing import parse
+from knowlm.sentences import guess_language
+
+# What IEPile's instructions say, in words of our own.
+REQUESTS = {
+    "NER": (
+        "Extract the entities of the types in the schema from the input; an empty list for a type without any. "
+        "Answer with a JSON object.",
+        "请从输入中抽取schema所列类型的实体，没有的类型给出空列表，用JSON对象回答。",
+    ),
+    "RE": (
+        "Extract the triples of the relations in the schema from the input; an empty list for a relation without any. "
+        "Answer with a JSON object.",
+        "请从输入中抽取schema所列关系的三元组，没有的关系给出空列表，用JSON对象回答。",
+    ),
+    "EE": (
+        "Extract the events of the types in the schema from the input; an empty list for a type without any, NAN for "
+        "an argument that isn't there. Answer with a JSON object.",
+        "请从输入中抽取schema所列类型的事件，没有的类型给出空列表，没有的论元给出NAN，用JSON对象回答。",
+    ),
+}
+LISTED = re.compile(r"关系[^{\[]{0,20}[{\[]([^}\]]*)[}\]]")  # 关系类型为{'国家','属于'}
+QUOTED = re.compile(r"['\"‘“]([^'\"’”]+)['\"’”]")
+
+
+def language_of(text: str) -> str:
+    return "chinese" if guess_language(text) == "chinese" else "english"
+
+
+def read_iepile(record: dict, number: int) -> Iterator[dict]:
+    """``{"task", "source", "instruction", "output"}``; instruction and output are JSON texts."""
+    asked, answer = (json.loads(record[field]) for field in ("instruction", "output"))
+    task = record.get("task") or ("EE" if any(isinstance(label, dict) for label in asked["schema"]) else "RE")
+    if task not in REQUESTS:
+        raise ValueError(f"task {task} is none of {', '.join(REQUESTS)}")
+    schema = asked["schema"]
+    if task == "EE":
+        schema = [{"type": event["event_type"], "roles": list(event.get("arguments", ()))} for event in schema]
+    case = {
+        "id": record.get("id", f"iepile-{number}"),
+        "task": task,
+        "language": language_of(asked["input"]),
+        **({"source": record["source"]} if record.get("source") else {}),
+        "schema": schema,
+        "input": asked["input"],
+    }
+    yield case | {"gold": parse(task, json.dumps(answer, ensure_ascii=False), case["schema"]).items}
+
+
+def write_iepile(case: dict) -> dict:
+    task, schema, gold = case["task"], case["schema"], case["gold"]
+    if task == "EE":
+        schema = [{"event_type": e["type"], "trigger": True, "arguments": e["roles"]} for e in schema]
+    question = {"instruction": REQUESTS[task][case["language"] == "chinese"], "schema": schema, "input": case["input"]}
+    return {
+        "id": case["id"],
+        "task": task,
+        "source": case.get("source", ""),
+        "instruction": json.dumps(question, ensure_ascii=False),
+        "output": write_answer(task, gold, "iepile", schema=case["schema"]),
+    }
+
+
+def read_annotated(record: dict, number: int) -> Iterator[dict]:
+    """InstructIE's ``{"id", "cate", "text", "relation": [...]}``; likewise IEPile's sources with "entity" or "event".
+
+    The schema of each case holds the labels of its own gold: ``label_batches.batched`` adds others.
+    """
+    text = record["text"]
+    case = {"id": str(record.get("id", number)), "language": language_of(text), "input": text}
+    if record.get("cate"):
+        case["domain"] = record["cate"]
+    entities = {
+        (entity["entity"], entity.get("entity_type") or entity["type"]): None for entity in record.get("entity", ())
+    }
+    relations = []
+    for triple in record.get("relation", ()):
+        relations.append({name: triple[name] for name in ("head", "relation", "tail")})
+        ends = ((triple[end], triple.get(f"{end}_type")) for end in ("head", "tail"))
+        entities |= {(name, kind): None for name, kind in ends if kind}
+    events = [
+        {
+            "type": event["event_type"],
+            "trigger": event["event_trigger"],
+            "arguments": [{"text": a["argument"], "role": a["role"]} for a in event["arguments"]],
+        }
+        for event in record.get("event", ())
+    ]
+    if entities or "entity" in record:
+        gold = [{"text": name, "type": kind} for name, kind in entities]
+        yield _annotated(case, "NER", sorted({item["type"] for item in gold}), gold)
+    if relations or "relation" in record:
+        yield _annotated(case, "RE", sorted({item["relation"] for item in relations}), relations)
+    if events or "event" in record:
+        roles: dict[str, dict] = {}
+        for event in events:
+            roles.setdefault(event["type"], {}).update((a["role"], None) for a in event["arguments"])
+        yield _annotated(
+            case, "EE", [{"type": kind, "roles": list(names)} for kind, names in sorted(roles.items())], events
+        )
+
+
+def _annotated(case: dict, task: str, schema: list, gold: list[dict]) -> dict:
+    return case | {"id": f"{case['id']}-{task}", "task": task, "schema": schema, "gold": gold}
+
+
+def write_annotated(cases: Iterable[dict]) -> Iterator[dict]:
+    """Records of all cases, those of one text together."""
+    by_text: dict[str, list[dict]] = {}
+    for case in cases:
+        by_text.setdefault(case["input"], []).append(case)
+    for text, group in by_text.items():
+        gold = {task: [item for case in group if case["task"] == task for item in case["gold"]] for task in REQUESTS}
+        kinds = {item["text"]: item["type"] for item in gold["NER"]}
+        tasks = {case["task"] for case in group}
+        record = {"id": re.sub(r"-(NER|RE|EE)(-\d+)?$", "", str(group[0]["id"])), "cate": group[0].get("domain", "")}
+        record["text"] = text
+        if "NER" in tasks:
+            record["entity"] = [{"entity": item["text"], "entity_type": item["type"]} for item in gold["NER"]]
+        if "RE" in tasks:
+            record["relation"] = [
+                {
+                    "head": item["head"],
+                    "head_type": kinds.get(item["head"], ""),
+                    "relation": item["relation"],
+                    "tail": item["tail"],
+                    "tail_type": kinds.get(item["tail"], ""),
+                }
+                for item in gold["RE"]
+            ]
+        if "EE" in tasks:
+            record["event"] = [
+                {
+                    "event_trigger": item["trigger"],
+                    "event_type": item["type"],
+                    "arguments": [{"argument": a["text"], "role": a["role"]} for a in item["arguments"]],
+                }
+                for item in gold["EE"]
+            ]
+        yield record
+
+
+def read_ccks(record: dict, number: int) -> Iterator[dict]:
+    """CCKS2023's ``{"id", "cate", "input", "instruction", "output", "kg"}``; kg has [head, relation, tail]s."""
+    listed = LISTED.search(record.get("instruction", ""))
+    schema = QUOTED.findall(listed[1]) if listed else []
+    if record.get("kg"):
+        gold = [dict(zip(("head", "relation", "tail"), triple, strict=True)) for triple in record["kg"]]
+    else:
+        gold = parse("RE", record.get("output", ""), schema).items
+    yield {
+        "id": str(record.get("id", number)),
+        "task": "RE",
+        "language": language_of(record["input"]),
+        **({"domain": record["cate"]} if record.get("cate") else {}),
+        "schema": list(dict.fromkeys([*schema, *(item["relation"] for item in gold)])),
+        "input": record["input"],
+        "gold": gold,
+    }
+
+
+def write_ccks(case: dict) -> dict:
+    if case["task"] != "RE":
+        raise ValueError(f"case {case['id']} is {case['task']}; this format has relations only")
+    return {
+        "id": case["id"],
+        "cate": case.get("domain", ""),
+        "input": case["input"],
+        "instruction": render("RE", case["schema"], "tuple", case["language"]),
+        "output": write_answer("RE", case["gold"], "tuple").replace("\n", ""),
+        "kg": [[item["head"], item["relation"], item["tail"]] for item in case["gold"]],
+    }
+
+
+def read_chat(record: dict, number: int) -> Iterator[dict]:
+    """Rows of a chat (``conversations`` of from and value, or ``messages`` of role and content): one for each question
+    and its answer; what came before it is in the input.
+    """
+    turns = record["conversations" if "conversations" in record else "messages"]
+    said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
+    before: list[str] = []
+    question = ""
+    for who, text in said:
+        if not isinstance(text, str):
+            raise ValueError("a turn has no text")
+        if who in ("gpt", "assistant"):
+            yield {"instruction": question, "input": "\n".join(before[:-1]), "output": text}
+        else:
+            question = text
+        before.append(text)
+
+
+def write_chat(row: dict, names: tuple[str, str, str, str, str]) -> dict:
+    """names: of the list, of speaker and text in it, of the two speakers."""
+    turns, who, what, user, model = names
+    question = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
+    return {turns: [{who: user, what: question}, {who: model, what: row["output"]}]}
+
+
+READERS: dict[str, Callable[[dict, int], Iterator[dict]]] = {
+    "iepile": read_iepile,
+    "instructie": read_annotated,
+    "ccks": read_ccks,
+}
