@@ -1,7 +1,7 @@
 """A grammar of every answer that a text and a schema allow, for llguidance; and the reader of such answers.
 
-The form is the one that models are tuned on, ``write_answer(task, items, "tuple")``, but a span always goes as it stands
-in the text, without quotes or escapes around it, and may hold any mark. So that an answer still has one reading only, a
+The form is the one that models are tuned on, ``write_answer(task, items, "tuple")``, but a span always stands as in
+the text, without quotes or escapes around it, and may hold any mark. So that an answer still has one reading only, a
 span that holds what ends a span there (as ``,person)`` does) is not in the grammar. The whole answer is one regular
 expression: llguidance splits an answer into terminals greedily, and of ``Paris,`` it would not give the comma back.
 """
