@@ -11,44 +11,51 @@ Each token is held to a grammar of the text's own spans and the schema's labels,
 of {"id", "text"}. Output, a line a text: {"id", "entities": [{"text", "type", "start", "end", "score"}]},
 {"id", "relations": [{"head": {"text", "start", "end"}, "relation", "tail", "score"}]} or
 {"id", "events": [{"type", "trigger", "arguments": [{"text", "start", "end", "role"}], "score"}]};
-text[start:end] is the span. Long texts are read in windows that overlap.
+text[start:end] is the span. Long texts are read in windows that overlap. A run that was stopped goes on.
 """
 
+import hashlib
 import json
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
-from tqdm import tqdm
-
 from knowlm.cli import ArgumentParser, refuse, run
+from knowlm.extraction.answering import Answerer, answer_all, grounded_answers, server_grounded_answers, weight_times
 from knowlm.extraction.forms import TASKS
 from knowlm.extraction.graph_files import GRAPHS, TABLES, aligned, write_graph, write_table
-from knowlm.extraction.grounded import OVERLAP, WINDOW, extract, extract_freely
-from knowlm.extraction.windows import LONGEST_WINDOW, NAMES, Extraction, split
-from knowlm.files import read_json, read_records, write_jsonl
+from knowlm.extraction.grounded import OVERLAP, WINDOW
+from knowlm.extraction.schemas import read_schema
+from knowlm.extraction.thresholds import read_threshold
+from knowlm.extraction.windows import LONGEST_WINDOW, NAMES, split
+from knowlm.files import locked, read_records, write_jsonl
 from knowlm.generation import GenerationSettings
+
+AFTERWARDS = ("output", "threshold", "table", "graph", "batch_size")  # flags that no answer depends on
 
 
 def main() -> None:
     args = parse_args()
-    schema = read_schema(args.schema)
-    questions = [question | {"task": args.task, "schema": schema} for question in read_texts(args)]
+    schema = read_schema(args.task, args.schema)
+    texts = read_texts(args)
+    questions = [{name: q[name] for name in q if name != "id"} | {"task": args.task, "schema": schema} for q in texts]
     split(questions, args.window, args.overlap, args.labels_at_once, check_ends=not args.free)  # finds mistakes
-    extract_all = extract_by_server if args.server else extract_here
-    found: list[Extraction] = [Extraction([], [], "")] * len(questions)
-    bar = tqdm(extract_all(args, questions), total=len(questions), desc="texts", disable=None)
-    for number, extraction in bar:
-        found[number] = extraction
-    rows = [as_row(args, question["id"], one) for question, one in zip(questions, found, strict=True)]
-    write_jsonl(args.output, rows)
-    for path in args.graph:
-        write_graph(rows, path)
-    for path in args.table:
-        print(aligned(rows), end="") if path == "-" else write_table(rows, path)
+    threshold = read_threshold(args.threshold, [args.task])[args.task] if args.threshold else 0.0
+    job = {name: value for name, value in vars(args).items() if name not in AFTERWARDS}
+    job["changed"] = weight_times(args.base_model, args.lora_weights)
+    job["questions"] = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
+    with locked(args.output):
+        journal = Path(f"{args.output}.partial")
+        found = [json.loads(answer) for answer in answer_all(questions, partial(answerer, args), journal, job)]
+        rows = [as_row(args.task, text["id"], one, threshold) for text, one in zip(texts, found, strict=True)]
+        for path in args.graph:
+            write_graph(rows, path)
+        for path in args.table:
+            print(aligned(rows), end="") if path == "-" else write_table(rows, path)
+        write_jsonl(Path(args.output), rows)
+        journal.unlink(missing_ok=True)
     print(one_line(args, rows, found), file=sys.stderr if "-" in args.table else sys.stdout)
 
 
@@ -60,7 +67,9 @@ def parse_args():
     parser.add_argument("--lora_weights", help="folder of a LoRA adapter for --base_model")
     parser.add_argument("--load_8bit", action="store_true", help="base in int8")
     parser.add_argument("--task", required=True, choices=TASKS, help="entities, relations or events")
-    parser.add_argument("--schema", required=True, help="JSON list of labels (EE: of type and roles), or its file")
+    parser.add_argument(
+        "--schema", required=True, help="labels, JSON list (EE: of type and roles) or commas, or a file"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--text", help="one text; its id is 1")
     source.add_argument("--input", help='JSON or JSONL of {"id", "text"}')
@@ -70,7 +79,9 @@ def parse_args():
     )
     parser.add_argument("--graph", action="append", default=[], help=f"also a graph: {', '.join(GRAPHS)} file")
     parser.add_argument("--language", choices=["english", "chinese"], help="of the question (default: the text's)")
-    parser.add_argument("--threshold", type=float, default=0.0, help="lowest score kept, 0 to 1 (default: 0)")
+    parser.add_argument(
+        "--threshold", help="lowest score kept: a number, or the report folder of finetune/evaluate.py that fitted it"
+    )
     parser.add_argument("--free", action="store_true", help="no grammar: parse the answer, keep what the text holds")
     parser.add_argument("--prompt_template", default="alpaca", help="name in knowlm/templates, or a template's path")
     parser.add_argument("--window", type=int, default=WINDOW, help=f"characters read at once (default: {WINDOW})")
@@ -92,23 +103,13 @@ def parse_args():
             refuse(f"--{name} must be at least 1")
     if args.window > LONGEST_WINDOW or not 0 <= args.overlap < args.window:
         refuse(f"--window is at most {LONGEST_WINDOW} characters, and --overlap less than it")
-    if not 0 <= args.threshold <= 1 or (args.threshold and args.free):
-        refuse("--threshold is from 0 to 1, and without --free: only grounded answers have scores")
+    if args.threshold and args.free:
+        refuse("--threshold goes without --free: only grounded answers have scores")
     for flag, paths, endings in (("--graph", args.graph, GRAPHS), ("--table", args.table, (*TABLES, ""))):
         for path in paths:
             if Path(path).suffix not in endings or (not Path(path).suffix and path != "-"):
                 refuse(f"{flag} {path}: the file's name must end in {', '.join(filter(None, endings))}")
     return args
-
-
-def read_schema(text: str) -> list:
-    """The schema itself, or that of a file; ValueError if it is neither."""
-    if not text.lstrip().startswith(("[", "{")):
-        return read_json(text)
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--schema {text[:60]}: not valid JSON ({error})") from None
 
 
 def read_texts(args) -> list[dict]:
@@ -124,67 +125,29 @@ def read_texts(args) -> list[dict]:
     return [{"id": record["id"], "text": record["text"]} | language for record in records]
 
 
-def extract_here(args, questions: list[dict]) -> Iterator[tuple[int, Extraction]]:
+def answerer(args) -> Answerer:
+    """What extracts: a model here, or a server."""
+    options = {"window": args.window, "overlap": args.overlap, "labels_at_once": args.labels_at_once}
+    if args.server:
+        given = {name: value for name, value in options.items() if value is not None}
+        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens, **given)
     from knowlm.models import load_for_generation
     from knowlm.prompts import Prompter
 
     prompter, settings = Prompter(args.prompt_template), GenerationSettings(max_new_tokens=args.max_new_tokens)
     model, tokenizer = load_for_generation(args.base_model, args.lora_weights, args.load_8bit)
-    yield from (extract_freely if args.free else extract)(
-        model,
-        tokenizer,
-        questions,
-        prompter,
-        settings,
-        batch_size=args.batch_size,
-        window=args.window,
-        overlap=args.overlap,
-        labels_at_once=args.labels_at_once,
-    )
+    return grounded_answers(model, tokenizer, prompter, settings, batch_size=args.batch_size, free=args.free, **options)
 
 
-def extract_by_server(args, questions: list[dict]) -> Iterator[tuple[int, Extraction]]:
-    """Several requests are under way at once: the engine answers them together."""
-    settings = {"window": args.window, "overlap": args.overlap, "max_tokens": args.max_new_tokens}
-    settings |= {"labels_at_once": args.labels_at_once} if args.labels_at_once else {}
-    with ThreadPoolExecutor(args.batch_size) as pool:
-        asked = {
-            pool.submit(ask_server, args.server, {name: q[name] for name in q if name != "id"} | settings): number
-            for number, q in enumerate(questions)
-        }
-        try:
-            for future in as_completed(asked):
-                yield asked[future], future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+def as_row(task: str, name: str | int, found: dict, threshold: float) -> dict:
+    kept = [record for record in found["records"] if record["score"] is None or record["score"] >= threshold]
+    return {"id": name, NAMES[task]: kept}
 
 
-def ask_server(server: str, question: dict) -> Extraction:
-    import urllib.error
-    import urllib.request
-
-    request = urllib.request.Request(
-        f"{server.rstrip('/')}/extract", json.dumps(question).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=3600) as reply:
-            answer = json.load(reply)
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{server}: refused a text: {error.read().decode(errors='replace')[:300]}") from None
-    except urllib.error.URLError as error:
-        raise OSError(f"{server}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
-    return Extraction([], answer["items"], "", answer["is_whole"])
-
-
-def as_row(args, number: str | int, extraction: Extraction) -> dict:
-    kept = [r for r in extraction.records if r["score"] is None or r["score"] >= args.threshold]
-    return {"id": number, NAMES[args.task]: kept}
-
-
-def one_line(args, rows: list[dict], found: list[Extraction]) -> str:
+def one_line(args, rows: list[dict], found: list[dict]) -> str:
     count = sum(len(row[NAMES[args.task]]) for row in rows)
-    cut = sum(not one.is_whole for one in found)
-    missing = sum(len(one.not_found) for one in found)
+    cut = sum(not one["is_whole"] for one in found)
+    missing = sum(len(one["not_found"]) for one in found)
     return (
         f"{args.output}: {count} {NAMES[args.task]} in {len(rows)} texts"
         + (f"; {cut} answers were cut off at --max_new_tokens" if cut else "")

@@ -7,33 +7,41 @@
 
 A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form.
 Output: metrics.json, report.md with scores.png and errors.png, predictions.jsonl in the report folder.
-A run that was stopped keeps its answers: the same command asks only for the others.
+A run that was stopped keeps its answers: the same command asks only for the others. With --grounded every answer
+parses, and the report tells the score below which items are better dropped; --threshold takes it to other cases.
 """
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.answering import (
+    Answerer,
     answer_all,
     answers_in_file,
+    grounded_answers,
     model_answers,
     question_of,
     reordered,
     server_answers,
+    server_grounded_answers,
+    weight_times,
 )
 from knowlm.extraction.cases import read_cases
 from knowlm.extraction.forms import FORMS
+from knowlm.extraction.locating import items_of
 from knowlm.extraction.score_report import as_markdown, draw, one_line
 from knowlm.extraction.scoring import difference, score, spread
+from knowlm.extraction.thresholds import fit_thresholds, only_above, read_threshold
 from knowlm.files import locked, read_records, write_json, write_jsonl, write_text
 
-AFTERWARDS = ("report", "counting", "compare", "schema_orders", "batch_size")  # flags that no answer depends on
+# Flags that no answer depends on
+AFTERWARDS = ("report", "counting", "compare", "schema_orders", "batch_size", "threshold")
 UNANSWERED = "?"  # can't be parsed, so counts as a miss
 
 
@@ -41,12 +49,21 @@ def main() -> None:
     args = parse_args()
     cases = read_cases(args.data)
     report = Path(args.report)
+    thresholds = read_threshold(args.threshold, {case["task"] for case in cases}) if args.threshold else {}
     with locked(report):
         if args.predictions:
             answers, others = read_answers(args.predictions, cases), []
         else:
             answers, *others = answers_by_order(args, cases, report)
+        fitted = fit_thresholds(cases, answers) if args.grounded else {}
+        if thresholds:
+            answers, *others = (
+                [only_above(thresholds[c["task"]], a) for c, a in zip(cases, one, strict=True)]
+                for one in (answers, *others)
+            )
         metrics = score(cases, answers, counting=args.counting)
+        if fitted:
+            metrics["thresholds"] = fitted
         if others:
             reports = [metrics, *(score(cases, other, resamples=1, counting=args.counting) for other in others)]
             metrics["schema_orders"] = spread(reports)
@@ -73,22 +90,30 @@ def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
 
 def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
     """Answers to the cases as they are, then with the labels of each schema in other orders."""
-    answer = None
+    load = cache(partial(answerer, args))
     found = []
     for order in range(args.schema_orders):
         asked = [reordered(case, order) for case in cases] if order else cases
-        questions = [question_of(case, args.form) for case in asked]
-        answer = answer or answerer(args)
+        if args.grounded:
+            questions = [
+                {name: c[name] for name in ("task", "schema", "language")} | {"text": c["input"]} for c in asked
+            ]
+        else:
+            questions = [question_of(case, args.form) for case in asked]
         job = {
             **{name: value for name, value in vars(args).items() if name not in AFTERWARDS},
             "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
-            "changed": [file.stat().st_mtime_ns for file in weight_files(args)],
+            "changed": weight_times(args.base_model, args.lora_weights),
         }
-        found.append(answer_all(questions, answer, report / f"answers-{order}.jsonl", job))
+        answers = answer_all(questions, load, report / f"answers-{order}.jsonl", job)
+        found.append([grounded_output(c, a) for c, a in zip(cases, answers, strict=True)] if args.grounded else answers)
     return found
 
 
-def answerer(args) -> Callable:
+def answerer(args) -> Answerer:
+    """What answers the questions: a model or a server, freely or under the grammar."""
+    if args.server and args.grounded:
+        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens)
     if args.server:
         return server_answers(args.server, args.max_new_tokens, args.batch_size)
     from knowlm.generation import GenerationSettings
@@ -98,12 +123,13 @@ def answerer(args) -> Callable:
     prompter = Prompter(args.prompt_template)
     model, tokenizer = load_for_generation(args.base_model, args.lora_weights, args.load_8bit)
     settings = GenerationSettings(max_new_tokens=args.max_new_tokens)
-    return model_answers(model, tokenizer, prompter, settings, args.batch_size)
+    answers = grounded_answers if args.grounded else model_answers
+    return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size)
 
 
-def weight_files(args) -> list[Path]:
-    folders = [Path(folder) for folder in (args.base_model, args.lora_weights) if folder]
-    return sorted(file for folder in folders for pattern in ("*.safetensors", "*.bin") for file in folder.glob(pattern))
+def grounded_output(case: dict, answer: str) -> str:
+    """The items of a grounded answer as a JSON list, with their scores."""
+    return json.dumps(items_of(case["task"], json.loads(answer)["records"]), ensure_ascii=False)
 
 
 def parse_args():
@@ -118,6 +144,13 @@ def parse_args():
     parser.add_argument("--load_8bit", action="store_true", help="base in int8")
     parser.add_argument("--prompt_template", default="alpaca", help="name in knowlm/templates, or a template's path")
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are asked for (default: tuple)")
+    parser.add_argument(
+        "--grounded", action="store_true", help="hold answers to the text's spans and the schema's labels (no --form)"
+    )
+    parser.add_argument(
+        "--threshold",
+        help="with --grounded, lowest score of an item: a number, or the report of other cases where it was fitted",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument("--batch_size", type=int, default=8, help="cases answered at once (default: 8)")
     parser.add_argument(
@@ -139,6 +172,10 @@ def parse_args():
     args = parser.parse_args()
     if (args.lora_weights or args.load_8bit) and not args.base_model:
         refuse("--lora_weights and --load_8bit go with --base_model")
+    if args.grounded and (args.predictions or args.form != "tuple"):
+        refuse("--grounded asks a model or a server, in its own form; --predictions and --form don't go with it")
+    if args.threshold and not args.grounded:
+        refuse("--threshold needs --grounded: only grounded answers have scores")
     if args.server and not args.server.startswith(("http://", "https://")):
         refuse(f"--server {args.server}: an address such as http://127.0.0.1:8090 is needed")
     if args.compare and not (Path(args.compare) / "predictions.jsonl").is_file():

@@ -16,7 +16,7 @@ def stopped(tmp_path):
 
     journal = tmp_path / "report" / "answers.jsonl"
     with pytest.raises(KeyboardInterrupt):
-        answer_all(QUESTIONS, two_answers, journal, {"model": "a"})
+        answer_all(QUESTIONS, lambda: two_answers, journal, {"model": "a"})
     with journal.open("a") as lines:
         lines.write('[1, "on')
     return journal
@@ -27,7 +27,7 @@ def echo(asked):
         asked.extend(question["instruction"] for question in questions)
         return ((number, question["instruction"]) for number, question in enumerate(questions))
 
-    return answer
+    return lambda: answer
 
 
 def test_answers_of_a_stopped_run_are_kept(stopped):

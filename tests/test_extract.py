@@ -136,19 +136,21 @@ def test_tables_have_a_line_for_each_record(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--schema", '["a"'], "not valid JSON"),
-        (["--schema", "[]"], 'a list like ["person", "place"]'),
+        (["--schema", '["a"'], "is not JSON"),
+        (["--schema", "[]"], "names no label"),
         (["--schema", "labels.json"], "labels.json: no such file"),
         (["--schema", '["a"]', "--text", "x", "--base_model", "nowhere"], "nowhere: no such model folder"),
+        (["--schema", "a", "--threshold", "2"], "from 0 to 1"),
         (["--schema", '["a"]', "--input", "nowhere.jsonl"], "nowhere.jsonl: no such file"),
     ],
 )
-def test_a_mistake_in_what_is_given_is_one_line(run_script, flags, message):
+def test_a_mistake_in_what_is_given_is_one_line(run_script, tmp_path, flags, message):
     rest = [] if "--input" in flags or "--text" in flags else ["--text", "x"]
     rest += [] if "--base_model" in flags else ["--base_model", "m"]
     result = run_script("examples/extract.py", "--task", "NER", "--output", "o.jsonl", *flags, *rest)
     assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("o.jsonl*"))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,7 @@ def test_a_mistake_in_what_is_given_is_one_line(run_script, flags, message):
     [
         (["--graph", "g.html"], "must end in .ttl, .graphml, .png, .svg"),
         (["--table", "t.xls"], "must end in .md, .csv, .txt"),
-        (["--threshold", "2"], "from 0 to 1"),
+        (["--threshold", "2", "--free"], "goes without --free"),
         (["--window", "5000"], "at most 1000"),
         (["--overlap", "600"], "less than it"),
         (["--batch_size", "0"], "at least 1"),

@@ -5,7 +5,7 @@ import random
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tqdm import tqdm
@@ -14,11 +14,24 @@ from knowlm.extraction.forms import render
 from knowlm.files import write_text
 
 Answers = Iterator[tuple[int, str]]  # (number of the question, answer), in any order
+Answerer = Callable[[Sequence[dict]], Answers]
+
+
+def weight_times(*folders: str | None) -> list[int]:
+    """When the weights of models and adapters were written: answers of others are not taken for theirs."""
+    paths = [Path(folder) for folder in folders if folder]
+    files = (file for path in paths for pattern in ("*.safetensors", "*.bin") for file in path.glob(pattern))
+    return [file.stat().st_mtime_ns for file in sorted(files)]
 
 
 def question_of(case: dict, form: str) -> dict[str, str]:
     """``{"instruction", "input"}`` that asks for a case."""
     return {"instruction": render(case["task"], case["schema"], form, case["language"]), "input": case["input"]}
+
+
+def grounded_question_of(case: dict) -> dict:
+    """``{"task", "schema", "language", "text"}`` of a case."""
+    return {name: case[name] for name in ("task", "schema", "language")} | {"text": case["input"]}
 
 
 def reordered(case: dict, seed: int) -> dict:
@@ -31,37 +44,40 @@ def reordered(case: dict, seed: int) -> dict:
     return case | {"schema": generator.sample(schema, len(schema))}
 
 
-def answer_all(questions: Sequence[dict], answer: Callable[[Sequence[dict]], Answers], journal: Path, job: dict):
+def answer_all(questions: Sequence[dict], load: Callable[[], Answerer], journal: Path, job: dict) -> list[str]:
     """The answer to every question, in order. Each is kept in ``journal`` at once, so that the same job, when run
     again, asks only what is left.
 
-    answer: gives (number, answer) of the questions it gets. job: what the answers depend on, in JSON values.
+    load: called if anything is left; gives what answers questions with (number, answer), in any order.
+    job: what the answers depend on, in JSON values.
     """
-    answers = _read_journal(journal, job)
+    kept = _read_journal(journal, job)
+    answers: dict[int, str] = dict(json.loads(line) for line in kept)
     left = [number for number in range(len(questions)) if number not in answers]
-    with (
-        journal.open("a", encoding="utf-8") as lines,
-        tqdm(total=len(questions), initial=len(answers), desc="cases", disable=None) as bar,
-    ):
-        for position, text in answer([questions[number] for number in left]) if left else ():
-            answers[left[position]] = text
-            lines.write(json.dumps([left[position], text]) + "\n")
-            lines.flush()
-            bar.update()
+    if left:
+        answer = load()
+        write_text(journal, "\n".join([json.dumps(job), *kept, ""]))  # without a line that a kill cut
+        with (
+            journal.open("a", encoding="utf-8") as lines,
+            tqdm(total=len(questions), initial=len(answers), desc="texts", disable=None) as bar,
+        ):
+            for position, text in answer([questions[number] for number in left]):
+                answers[left[position]] = text
+                lines.write(json.dumps([left[position], text]) + "\n")
+                lines.flush()
+                bar.update()
     return [answers[number] for number in range(len(questions))]
 
 
-def _read_journal(journal: Path, job: dict) -> dict[int, str]:
-    """The answers kept so far; those of another job, and a line cut by a kill, are removed from the file."""
-    head, lines = json.dumps(job), []
-    if journal.is_file():
-        first, *lines = journal.read_text(encoding="utf-8").split("\n")[:-1] or [""]
-        lines = lines if first == head else []
-    write_text(journal, "\n".join([head, *lines, ""]))
-    return dict(json.loads(line) for line in lines)
+def _read_journal(journal: Path, job: dict) -> list[str]:
+    """The whole lines of a journal of the same job."""
+    if not journal.is_file():
+        return []
+    first, *lines = journal.read_text(encoding="utf-8").split("\n")[:-1] or [""]
+    return lines if first == json.dumps(job) else []
 
 
-def model_answers(model, tokenizer, prompter, settings, batch_size: int) -> Callable[[Sequence[dict]], Answers]:
+def model_answers(model, tokenizer, prompter, settings, batch_size: int) -> Answerer:
     """Answers of a model, longest questions first, so that a batch is of like lengths and memory peaks at once."""
     from knowlm.generation import generate
 
@@ -75,21 +91,55 @@ def model_answers(model, tokenizer, prompter, settings, batch_size: int) -> Call
     return answer
 
 
-def server_answers(address: str, max_new_tokens: int, at_once: int) -> Callable[[Sequence[dict]], Answers]:
+def server_answers(address: str, max_new_tokens: int, at_once: int) -> Answerer:
     """Answers of a running inference/launch_vllm.py, which gets so many questions ``at_once``."""
 
     def ask(question: dict) -> str:
         body = {**question, "parameters": {"temperature": 0, "max_tokens": max_new_tokens}}
         return post(address, "generate", body)["generated_text"]
 
+    return at_the_same_time(ask, at_once)
+
+
+def at_the_same_time(ask: Callable[[dict], str], at_once: int) -> Answerer:
+    """Answers as they come, of questions of which so many are under way: the server's engine answers them together."""
+
     def answer(questions: Sequence[dict]) -> Answers:
         with ThreadPoolExecutor(at_once) as pool:
+            asked = {pool.submit(ask, question): number for number, question in enumerate(questions)}
             try:
-                yield from enumerate(pool.map(ask, questions))
+                for future in as_completed(asked):
+                    yield asked[future], future.result()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
 
     return answer
+
+
+def grounded_answers(model, tokenizer, prompter, settings, **options) -> Answerer:
+    """What a model extracts under the grammar (see ``grounded.extract``, which takes the options), as JSON:
+    ``records``, ``is_whole``, and with ``free=True``, without the grammar, ``not_found``.
+    """
+    from knowlm.extraction.grounded import extract, extract_freely
+
+    how = extract_freely if options.pop("free", False) else extract
+
+    def answer(questions: Sequence[dict]) -> Answers:
+        for number, found in how(model, tokenizer, questions, prompter, settings, **options):
+            kept = {"records": found.records, "is_whole": found.is_whole, "not_found": found.not_found}
+            yield number, json.dumps(kept, ensure_ascii=False)
+
+    return answer
+
+
+def server_grounded_answers(address: str, at_once: int, **options) -> Answerer:
+    """As ``grounded_answers``, of a running inference/launch_vllm.py, which takes the options."""
+
+    def ask(question: dict) -> str:
+        reply = post(address, "extract", question | options)
+        return json.dumps({"records": reply["items"], "is_whole": reply["is_whole"], "not_found": []})
+
+    return at_the_same_time(ask, at_once)
 
 
 def post(address: str, route: str, body: dict) -> dict:
@@ -98,11 +148,12 @@ def post(address: str, route: str, body: dict) -> dict:
         f"{address.rstrip('/')}/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=600) as reply:
+        with urllib.request.urlopen(request, timeout=3600) as reply:
             return json.load(reply)
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")[:200]
-        raise OSError(f"{address}: refused {body.get('input', '')[:40]!r}: {told}") from None
+        text = body.get("input", body.get("text", ""))
+        raise OSError(f"{address}: refused {text[:40]!r}: {told}") from None
     except urllib.error.URLError as error:
         raise OSError(f"{address}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
     except (TimeoutError, ConnectionError) as error:

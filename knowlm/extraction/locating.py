@@ -6,6 +6,7 @@ Offsets count characters of the text, as Python's strings do: ``text[start:end]`
 """
 
 import unicodedata
+from collections.abc import Iterable
 from functools import cache, cached_property
 from itertools import product
 
@@ -169,3 +170,25 @@ def _nearest(heads: list[Span], tails: list[Span]) -> tuple[Span, Span] | None:
 def _gap(one: Span, other: Span) -> int:
     gap = max(other[0] - one[1], one[0] - other[1])
     return gap if gap >= 0 else 1 << 40
+
+
+def items_of(task: str, records: Iterable[dict]) -> list[dict]:
+    """Items of records, without offsets: each once, with the best score of its mentions.
+
+    >>> items_of("NER", [{"text": "Ann", "type": "person", "start": s, "end": s + 3} for s in (0, 9)])
+    [{'text': 'Ann', 'type': 'person'}]
+    """
+    items: dict[str, dict] = {}
+    for record in records:
+        if task == "NER":
+            item = {"text": record["text"], "type": record["type"]}
+        elif task == "RE":
+            ends = {end: record[end]["text"] for end in ("head", "tail")}
+            item = {"head": ends["head"], "relation": record["relation"], "tail": ends["tail"]}
+        else:
+            arguments = [{"text": part["text"], "role": part["role"]} for part in record["arguments"]]
+            item = {"type": record["type"], "trigger": record["trigger"]["text"], "arguments": arguments}
+        known = items.setdefault(str(item), item)
+        if record.get("score") is not None:
+            known["score"] = max(record["score"], known.get("score", 0.0))
+    return list(items.values())

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from knowlm.files import require_file
+
 
 def read_schema(task: str, given: str) -> list:
     """A list of labels; for EE of ``{"type", "roles"}``.
@@ -19,7 +21,8 @@ def read_schema(task: str, given: str) -> list:
     """
     where = f"--schema {given}"
     text = given
-    if os.path.isfile(given):
+    if os.path.isfile(given) or given.endswith((".json", ".txt")):
+        require_file(given)
         where = given
         try:
             text = Path(given).read_text(encoding="utf-8-sig")

@@ -31,6 +31,8 @@ def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) ->
             f"{f['interval'][0]:.3f}–{f['interval'][1]:.3f} | {f['right']} / {f['predicted']} / {f['gold']} |"
         )
     lines += ["", f"Counted over {metrics['counting']}s of items. The interval is a bootstrap over cases.", ""]
+    for task, f in metrics.get("thresholds", {}).items():
+        lines += [f"{task} items with a score below {f['threshold']:.3f} dropped, F1 would be {f['f1']:.3f} here.", ""]
     lines += ["![scores](scores.png)", "", "![errors](errors.png)"]
     lines += _compared(metrics.get("compared", {}))
     lines += _orders(metrics.get("schema_orders", {}))

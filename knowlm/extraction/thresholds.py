@@ -1,8 +1,31 @@
 """The score from which on extracted items are kept, fitted on held-out cases."""
 
+import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from knowlm.extraction.scoring import elements
+from knowlm.files import read_json
+
+
+def read_threshold(text: str, tasks: Iterable[str]) -> dict[str, float]:
+    """The threshold of each task: a number for all, or those that a report's ``metrics.json`` says were fitted.
+
+    Raises ValueError if it is neither, or the report lacks a task's.
+    """
+    try:
+        thresholds = dict.fromkeys(tasks, float(text))
+    except ValueError:
+        fitted = read_json(Path(text) / "metrics.json" if Path(text).is_dir() else text).get("thresholds", {})
+        lacking = set(tasks) - fitted.keys()
+        if lacking:
+            raise ValueError(
+                f"{text}: has no threshold for {min(lacking)}; make it with --grounded on such cases"
+            ) from None
+        thresholds = {task: fitted[task]["threshold"] for task in tasks}
+    if not all(0 <= value <= 1 for value in thresholds.values()):
+        raise ValueError(f"--threshold {text}: must be from 0 to 1")
+    return thresholds
 
 
 def fit_threshold(
@@ -37,3 +60,20 @@ def fit_threshold(
         if f1 > best and (place + 1 == len(scored) or scored[place + 1][0] < score):
             best, threshold = f1, score
     return threshold, best
+
+
+def fit_thresholds(cases: Sequence[dict], answers: Sequence[str]) -> dict[str, dict]:
+    """For each task the threshold that is best for these cases, and the F1 with it. answers: JSON lists of items."""
+    by_task: dict[str, list] = {}
+    for case, answer in zip(cases, answers, strict=True):
+        by_task.setdefault(case["task"], []).append((json.loads(answer), case["gold"]))
+    fitted = {}
+    for task, pairs in by_task.items():
+        threshold, f1 = fit_threshold(task, *zip(*pairs, strict=True))
+        fitted[task] = {"threshold": threshold, "f1": f1}
+    return fitted
+
+
+def only_above(threshold: float, answer: str) -> str:
+    """An answer, a JSON list, without the items whose score is lower."""
+    return json.dumps([item for item in json.loads(answer) if item["score"] >= threshold], ensure_ascii=False)
