@@ -153,31 +153,47 @@ def test_a_quantized_base_is_tuned_on_a_cpu_from_a_folder_of_data(tune, data, tm
     assert adapter(tmp_path / "lora").keys()
 
 
-def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, tmp_path):
+@pytest.fixture(scope="module")
+def sharp_llama(tiny_llama, tiny_tokenizer, tmp_path_factory):
+    """A random model whose output layer is large enough for an adapter to make it sure of something."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.lm_head.weight.data *= 20
+    folder = tmp_path_factory.mktemp("sharp_llama")
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_llama, tmp_path):
     """A learning rate that grows until it ruins the model makes an early checkpoint the best."""
-    result = tune("lora", best_by="loss", learning_rate=10, warmup_steps=500, num_epochs=6, save_total_limit=2)
+    ruinous = {"learning_rate": 2, "warmup_steps": 500, "num_epochs": 8}
+    result = tune("lora", base=sharp_llama, best_by="loss", save_total_limit=2, **ruinous)
     assert result.returncode == 0, result.stderr
     state = json.loads((tmp_path / "lora/trainer_state.json").read_text())
     by_step = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     best = min((step for step in by_step if step), key=by_step.get)
-    assert best < state["global_step"] and f"adapter of step {best} of {state['global_step']}, loss" in result.stdout
+    assert best < state["global_step"]
+    assert f"adapter of step {best} of {state['global_step']}, the best by loss: {by_step[best]:.3f}" in result.stdout
     kept = adapter(tmp_path / f"lora/checkpoint-{best}")
     assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
 
 
-def test_the_best_checkpoint_can_be_told_by_extraction(tune, data, cases, tmp_path):
+def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):
     from knowlm.extraction.forms import render
 
     asked = render("NER", ["place"], language="english")
     rows = [{"instruction": asked, "input": c["input"], "output": f"({c['input']},place)"} for c in CASES]
     data.write_text(json.dumps(rows * 8))
-    result = tune("lora", best_by="f1", eval_cases=cases, eval_max_new_tokens=24, num_epochs=20, learning_rate=2e-2)
+    extracting = {"best_by": "f1", "eval_cases": cases, "eval_max_new_tokens": 24, "eval_steps": 15, "save_steps": 15}
+    result = tune("lora", base=sharp_llama, num_epochs=20, lora_r=16, lora_dropout=0, pack=True, **extracting)
     assert result.returncode == 0, result.stderr
     scores = history(tmp_path / "lora", "eval_f1")
     assert scores[0] == 0 and max(scores) > 0
-    assert f"f1 {max(scores):.3f}" in result.stdout
-    process_pair = tune("pair", processes=2, eval_cases=cases, eval_max_new_tokens=4, num_epochs=0.1)
-    assert process_pair.returncode == 0 and history(tmp_path / "pair", "eval_f1"), process_pair.stderr
+    assert f"the best by f1: {max(scores):.3f}" in result.stdout
+    pair = tune("pair", processes=2, eval_cases=cases, eval_max_new_tokens=4, num_epochs=0.1)
+    assert pair.returncode == 0 and history(tmp_path / "pair", "eval_f1") == [0, 0], pair.stderr
 
 
 def test_a_dry_run_says_how_the_data_fit_and_writes_nothing(tune, data, tmp_path):
