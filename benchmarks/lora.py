@@ -188,10 +188,8 @@ def plain(args) -> None:
 def table(found: dict[str, dict], examples: int, tokens: int) -> str:
     """Rates, and how they compare with the plain loop's and with padding's."""
     second = "second" if has_gpu() else "CPU second"
-    lines = [
-        f"| way | examples a {second} | useful tokens a {second} | against 2023 | against padding | mean loss | peak GB |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|")
+    columns = ["way", f"examples a {second}", f"useful tokens a {second}", "against 2023", "against padding"]
+    lines = [f"| {' | '.join([*columns, 'mean loss', 'peak GB'])} |", "|---" * 7 + "|"]
     for way, entry in found.items():
         memory = f"{entry['memory'] / 1e9:.1f}" if entry["memory"] else "–"
         lines.append(

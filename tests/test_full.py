@@ -85,7 +85,8 @@ def test_zero3_on_two_processes_has_the_losses_of_one_process(run_warm, tiny_lla
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=3e-3)
     expected, got = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
     assert got.keys() == expected.keys()
-    assert all((got[name].float() - expected[name].float()).abs().mean() < 1e-3 for name in expected)
+    for name, weight in expected.items():  # those of ZeRO-3 are saved in bf16 where that is trained in
+        assert (got[name].float() - weight).abs().mean() < 1e-4 + weight.abs().mean() / 256, name
 
 
 @pytest.fixture

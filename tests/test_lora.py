@@ -269,3 +269,39 @@ def test_every_published_flag_has_its_published_default():
     assert {name: getattr(settings, name) for name in published} == published
     names = settings.lora_target_modules.strip("[]").replace("_proj", "")
     assert names.split(",") == ["q", "k", "v", "o", "gate", "down", "up"]
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+if __name__ == "__main__":
+    base, adapter, prompt = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    llm = LLM(base, enforce_eager=True, dtype="float32", max_model_len=256, enable_lora=True, max_lora_rank=16,
+              kv_cache_memory_bytes=64 << 20, disable_log_stats=True)
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    for request in (LoRARequest("tuned", 1, adapter), None):
+        answer = llm.generate({"prompt_token_ids": prompt}, greedy, lora_request=request, use_tqdm=False)[0]
+        print("ANSWER", json.dumps(list(answer.outputs[0].token_ids)))
+"""
+
+
+def test_vllm_answers_with_the_adapter_as_peft_does(tune, sharp_llama, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    result = tune("lora", base=sharp_llama, lora_r=16)
+    assert result.returncode == 0, result.stderr
+    prompt = list(range(3, 40))
+    (tmp_path / "ask.py").write_text(VLLM)
+    command = [sys.executable, tmp_path / "ask.py", sharp_llama, tmp_path / "lora", json.dumps(prompt)]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=tmp_path)
+    answers = [json.loads(line.split(" ", 1)[1]) for line in result.stdout.splitlines() if line.startswith("ANSWER")]
+    assert result.returncode == 0 and len(answers) == 2, result.stderr[-3000:]
+    base = AutoModelForCausalLM.from_pretrained(sharp_llama)
+    for answer, model in ((answers[1], base), (answers[0], PeftModel.from_pretrained(base, tmp_path / "lora"))):
+        expected = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        assert answer == expected.tolist()
+    assert answers[0] != answers[1]
