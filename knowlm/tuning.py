@@ -1,5 +1,6 @@
 """What tuning with LoRA and tuning all parameters share: flags, data, checks, and the Trainer."""
 
+import hashlib
 import inspect
 import os
 import sys
@@ -9,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from knowlm.batching import Batching, MicroBatches, collate
-from knowlm.files import read_json, require_file
+from knowlm.files import read_json, require_file, write_json
 from knowlm.instructions import Example, describe_lengths, encode_rows, read_rows
 from knowlm.models import check_model_folder, load_tokenizer
 from knowlm.prompts import Prompter
-from knowlm.training import last_losses
+from knowlm.training import last_losses, last_whole_checkpoint
 from knowlm.validation import answers, mean_f1, prompts_of, read_cases
 
 
@@ -213,6 +214,23 @@ def training_arguments(settings: TuningSettings, data: TuningData, gradient_chec
     )
 
 
+def note_data(settings: TuningSettings, data: TuningData) -> None:
+    """Keep in the output folder what decides the examples of each step; say so where a run goes on with another."""
+    path = Path(settings.output_dir) / "tuning_data.json"
+    digest = hashlib.sha256()
+    for example in data.examples:
+        digest.update(example.ids.tobytes() + str(example.answer_start).encode())
+    names = ("batch_size", "group_by_length", "seed")
+    new = {name: getattr(settings, name) for name in names} | {"examples_sha256": digest.hexdigest()}
+    old = read_json(path) if path.is_file() and last_whole_checkpoint(settings.output_dir) else new
+    if str(settings.resume_from_checkpoint) not in ("False", "false"):
+        for name in names if old["examples_sha256"] == new["examples_sha256"] else ("examples_sha256",):
+            if old[name] != new[name]:
+                say(f"{path}: {name} was {old[name]} and is {new[name]}: examples may be seen twice or not at all")
+    if int(os.environ.get("RANK", 0)) == 0:
+        write_json(path, new)
+
+
 def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
     """A Trainer whose steps are those of ``data.order``, and whose validation is the mean loss of a held-out token.
 
@@ -223,6 +241,7 @@ def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
     from torch.utils.data import Dataset
     from transformers import Trainer, TrainerCallback
 
+    note_data(settings, data)
     order, processes = data.order, data.order.batching.processes
     multiple = 8 if torch.cuda.is_available() else 1  # tensor cores
 

@@ -140,6 +140,16 @@ def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, t
     assert all(torch.equal(value, expected[name]) for name, value in adapter(tmp_path / "killed").items())
 
 
+def test_a_run_that_goes_on_with_other_steps_is_told(tune, data, tmp_path):
+    assert tune("lora", num_epochs=1).returncode == 0
+    result = tune("lora", num_epochs=2, batch_size=4, pack=True)  # packing changes no step
+    assert result.returncode == 0 and "batch_size was 8 and is 4" in result.stderr, result.stderr
+    data.write_text(json.dumps(ROWS[1:]))
+    result = tune("lora", num_epochs=3, batch_size=4)
+    assert result.returncode == 0 and "examples_sha256 was" in result.stderr, result.stderr
+    assert "batch_size was" not in result.stderr
+
+
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
 def test_a_quantized_base_is_tuned_on_a_cpu_from_a_folder_of_data(tune, data, tmp_path, bits):
     (tmp_path / "folder").mkdir()
