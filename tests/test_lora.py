@@ -310,8 +310,9 @@ def test_vllm_answers_with_the_adapter_as_peft_does(tune, sharp_llama, tmp_path)
     result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=tmp_path)
     answers = [json.loads(line.split(" ", 1)[1]) for line in result.stdout.splitlines() if line.startswith("ANSWER")]
     assert result.returncode == 0 and len(answers) == 2, result.stderr[-3000:]
-    base = AutoModelForCausalLM.from_pretrained(sharp_llama)
-    for answer, model in ((answers[1], base), (answers[0], PeftModel.from_pretrained(base, tmp_path / "lora"))):
+    model = AutoModelForCausalLM.from_pretrained(sharp_llama)
+    for answer in reversed(answers):  # without the adapter, then with it
         expected = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
         assert answer == expected.tolist()
+        model = PeftModel.from_pretrained(model, tmp_path / "lora")
     assert answers[0] != answers[1]
