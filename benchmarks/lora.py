@@ -65,7 +65,7 @@ def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--base_model", required=True, help="folder of a small model")
     parser.add_argument("--data_path", required=True, help="instruction rows")
-    parser.add_argument("--num_examples", type=int, default=40, help="the first so many (default: 40)")
+    parser.add_argument("--num_examples", type=int, default=32, help="the first so many (default: 32)")
     parser.add_argument("--batch_size", type=int, default=8, help="examples in a step (default: 8)")
     parser.add_argument("--micro_batch_size", type=int, default=4, help="rows computed at once (default: 4)")
     parser.add_argument("--cutoff_len", type=int, default=512, help="most tokens of a row (default: 512)")
