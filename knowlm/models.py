@@ -1,5 +1,6 @@
-"""Load tokenizers and models: device, dtype, 8-bit, LoRA."""
+"""Load tokenizers and models: device, dtype, 8-bit, 4-bit, LoRA."""
 
+import os
 import re
 from pathlib import Path
 
@@ -97,26 +98,62 @@ def cpu_multiplies_bf16() -> bool:
     return not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags)
 
 
-def load_base(path: str, *, load_8bit: bool = False, training: bool = False):
-    """A causal language model on the GPU if there is one, else on the CPU.
+def gpu_multiplies_bf16() -> bool:
+    """Whether the GPU has instructions for bfloat16 (Ampere and later); fp16, which they all have, overflows."""
+    import torch
 
-    16-bit on a GPU and 32-bit on a CPU to generate; 32-bit to train (the Trainer casts); int8 with ``load_8bit``.
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def load_base(
+    path: str, *, load_8bit: bool = False, load_4bit: bool = False, training: bool = False, frozen: bool = False
+):
+    """A causal language model on the process's GPU if there is one, else on the CPU.
+
+    16-bit on a GPU and 32-bit on a CPU to generate; 32-bit to train (the Trainer casts), but 16-bit on a GPU where the
+    weights are ``frozen`` and only an adapter learns. int8 with ``load_8bit``, nf4 (QLoRA, arXiv 2305.14314) with
+    ``load_4bit``.
     """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     gpu = torch.cuda.is_available()
-    settings: dict = {"dtype": torch.float16 if gpu and not training else torch.float32}
+    half = torch.bfloat16 if training and gpu_multiplies_bf16() else torch.float16
+    settings: dict = {"dtype": half if gpu and (frozen or not training) else torch.float32}
     if load_8bit:
         settings["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    if load_4bit:
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=settings["dtype"],
+        )
     if training and not gpu and cpu_multiplies_bf16():
         settings["attn_implementation"] = "eager"  # PyTorch's own is slow backwards in bf16 there
-    if load_8bit or not training:
-        settings["device_map"] = {"": 0 if gpu else "cpu"}
+    if load_8bit or load_4bit or frozen or not training:
+        settings["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if gpu else "cpu"}
     try:
         return AutoModelForCausalLM.from_pretrained(path, **settings)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: the model does not load: {str(error).splitlines()[0]}") from error
+
+
+def linear_layers(path: str) -> dict[str, int]:
+    """Linear layers of a model without its output layer: how many there are of each name. No weights are read."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path))
+    counts: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear | Conv1D) and module is not model.get_output_embeddings():
+            kind = name.rsplit(".", 1)[-1]
+            counts[kind] = counts.get(kind, 0) + 1
+    return counts
 
 
 def check_adapter_folder(path: str) -> None:

@@ -68,21 +68,37 @@ def start_processes_on_cpu(uses_deepspeed: bool) -> None:
         PartialState(backend="gloo")
 
 
+def use_one_gpu_per_process() -> None:
+    """Where a launcher started no processes, leave one GPU in sight; call before CUDA is used.
+
+    With several, the Trainer would share each batch among them in threads (DataParallel): slower, and another loss.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    if "WORLD_SIZE" not in os.environ and count > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+        print(
+            f"one of {count} GPUs is used; for all: torchrun --nproc_per_node {count} {' '.join(sys.argv)}",
+            file=sys.stderr,
+        )
+
+
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest ``checkpoint-N`` that was saved to its end: the Trainer writes ``trainer_state.json`` last."""
     whole = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
-def train_and_save(trainer, resume_from_checkpoint: str | None) -> None:
+def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
     """Train, save model, tokenizer, state and loss picture into ``output_dir``, a running start if there is one.
 
     resume_from_checkpoint: a checkpoint's folder; None takes the last whole one of ``output_dir``;
     ``"False"`` starts over.
     """
     output_dir = Path(trainer.args.output_dir)
-    checkpoint = resume_from_checkpoint or last_whole_checkpoint(output_dir)
-    if checkpoint in ("True", "true"):
+    checkpoint = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
+    if checkpoint in (None, "True", "true"):
         checkpoint = last_whole_checkpoint(output_dir)
     if checkpoint in ("False", "false"):
         checkpoint = None

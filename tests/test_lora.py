@@ -1,25 +1,44 @@
 import importlib.util
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
-from knowlm.prompts import Prompter
-
-pytestmark = pytest.mark.slow  # most tests run a script that imports torch
-SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
+pytestmark = pytest.mark.slow  # the tests run a script that imports torch
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPT = REPOSITORY / "finetune/lora/finetune.py"
 ROWS = [
     {"instruction": f"Say {word}.", "input": "" if n % 2 else "你好", "output": word}
-    for n, word in enumerate(["one", "two words", "三", "(a,b)"] * 4)
+    for n, word in enumerate(["one", "two words", "三", "(a,b)"] * 8)
 ]
-
-
-@pytest.fixture(scope="module")
-def finetune():
-    spec = importlib.util.spec_from_file_location("lora_finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CASES = [
+    {
+        "id": n,
+        "task": "NER",
+        "language": "english",
+        "schema": ["place"],
+        "input": place,
+        "gold": [{"text": place, "type": "place"}],
+    }
+    for n, place in enumerate(["Paris", "Warsaw", "Rome"])
+]
+FLAGS = {
+    "batch_size": 8,
+    "micro_batch_size": 2,
+    "val_set_size": 3,
+    "lora_r": 4,
+    "num_epochs": 2,
+    "eval_steps": 3,
+    "save_steps": 3,
+    "warmup_steps": 1,
+    "learning_rate": 1e-2,
+}
 
 
 @pytest.fixture
@@ -29,94 +48,271 @@ def data(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("row", ROWS[:4])
-def test_the_loss_is_taken_on_the_answer_and_its_end_alone(finetune, tiny_tokenizer, row):
-    example = finetune.encode_example(row, Prompter(), tiny_tokenizer, 512, train_on_inputs=False)
-    answer = [token for token in example["labels"] if token != -100]
-    assert answer[-1] == tiny_tokenizer.eos_token_id
-    assert tiny_tokenizer.decode(answer[:-1]) == row["output"]
-    assert example["input_ids"][0] == tiny_tokenizer.bos_token_id
-    masked = [token for token, label in zip(example["input_ids"], example["labels"], strict=True) if label == -100]
-    assert tiny_tokenizer.decode(masked[1:]) == Prompter().prompt(row["instruction"], row["input"])
+@pytest.fixture
+def cases(tmp_path):
+    path = tmp_path / "cases.jsonl"
+    path.write_text("".join(json.dumps(case) + "\n" for case in CASES))
+    return path
 
 
-def test_an_answer_that_is_cut_off_has_no_end(finetune, tiny_tokenizer):
-    example = finetune.encode_example(ROWS[1] | {"output": "x " * 500}, Prompter(), tiny_tokenizer, 200, False)
-    assert len(example["input_ids"]) == 200 and example["labels"][-1] != tiny_tokenizer.eos_token_id
+def flags(base, data, out, **changes):
+    paths = {"base_model": base, "data_path": data, "output_dir": out}
+    return [word for name, value in (paths | FLAGS | changes).items() for word in (f"--{name}", str(value))]
 
 
-def test_training_on_inputs_takes_the_loss_everywhere(finetune, tiny_tokenizer):
-    example = finetune.encode_example(ROWS[0], Prompter(), tiny_tokenizer, 512, train_on_inputs=True)
-    assert -100 not in example["labels"][1:]
+@pytest.fixture
+def tune(run_warm, tiny_llama, data, tmp_path):
+    """``tune("name", flag=value, ...)`` tunes into that folder."""
+
+    def run(name, processes=1, base=tiny_llama, **changes):
+        return run_warm(SCRIPT, *flags(base, data, tmp_path / name, **changes), processes=processes)
+
+    return run
 
 
-def tune(run_warm, base, data, out, *flags):
-    return run_warm(
-        "finetune/lora/finetune.py",
-        "--base_model",
-        base,
-        "--data_path",
-        data,
-        "--output_dir",
-        out,
-        "--batch_size",
-        4,
-        "--micro_batch_size",
-        2,
-        "--val_set_size",
-        4,
-        "--lora_r",
-        4,
-        "--num_epochs",
-        2,
-        "--eval_steps",
-        3,
-        "--save_steps",
-        3,
-        "--warmup_steps",
-        1,
-        *flags,
-    )
+def history(folder, key="loss"):
+    log = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry[key] for entry in log if key in entry]
 
 
-def test_tuning_writes_an_adapter_that_peft_loads(run_warm, tiny_llama, data, tmp_path):
+def adapter(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_tuning_writes_an_adapter_that_peft_loads_and_our_merge_merges_alike(tune, run_warm, tiny_llama, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    result = tune(run_warm, tiny_llama, data, tmp_path / "lora", "--learning_rate", 1e-2)
+    result = tune("lora", num_epochs=4)
     assert result.returncode == 0, result.stderr
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), tmp_path / "lora")
     changed = [p for name, p in model.named_parameters() if "lora_B" in name]
     assert len(changed) == 2 * 7 and all(p.abs().max() > 0 for p in changed)
-    history = json.loads((tmp_path / "lora/trainer_state.json").read_text())["log_history"]
-    losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+    losses = history(tmp_path / "lora", "eval_loss")
     assert losses[-1] < losses[0]
     assert (tmp_path / "lora/loss.png").stat().st_size > 5000
     assert "held-out loss" in result.stdout
+    paths = ["--path_zhixi", tiny_llama, "--path_lora", tmp_path / "lora", "--path_sfted", tmp_path / "merged"]
+    result = run_warm(REPOSITORY / "tools/weight_diff.py", "merge", *paths)
+    assert result.returncode == 0, result.stderr
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        ours = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(ids).logits
+        assert torch.allclose(model(ids).logits, ours, atol=1e-4)
 
 
-def test_int8_and_a_folder_of_data_work(run_warm, tiny_llama, data, tmp_path):
+def test_packing_and_two_processes_change_no_loss(tune, tmp_path):
+    """Short of rounding: sums in another order, and in 16 bits where the CPU has them."""
+    same = {"lora_dropout": 0, "learning_rate": 1e-3}
+    runs = [("plain", {}), ("packed", {"pack": True}), ("two", {"processes": 2}),
+            ("two_packed", {"processes": 2, "pack": True})]  # fmt: skip
+    for name, options in runs:
+        result = tune(name, **same, **options)
+        assert result.returncode == 0, result.stderr
+    expected = history(tmp_path / "plain") + history(tmp_path / "plain", "eval_loss")
+    assert len(expected) == 8 + 4  # two epochs of 29 examples, validated before, twice and at the end
+    for name, _ in runs[1:]:
+        got = history(tmp_path / name) + history(tmp_path / name, "eval_loss")
+        assert got == pytest.approx(expected, abs=3e-3), name
+    step = [json.loads((tmp_path / name / "trainer_state.json").read_text())["global_step"] for name, _ in runs]
+    assert len(set(step)) == 1
+
+
+@pytest.mark.parametrize("way", [{}, {"pack": True}, {"group_by_length": True}])
+def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, tiny_llama, data, tmp_path, way):
+    """The rest of the data, of the schedule and of dropout's random numbers."""
+    way = {"batch_size": 4, "num_epochs": 3, "save_steps": 4, "val_set_size": 0, "lora_dropout": 0.2} | way
+    result = tune("whole", **way)
+    assert result.returncode == 0, result.stderr
+    command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / "killed", **way)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("killed/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    result = tune("killed", **way)
+    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    expected = adapter(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in adapter(tmp_path / "killed").items())
+
+
+def test_a_run_that_goes_on_with_other_steps_is_told(tune, data, tmp_path):
+    assert tune("lora", num_epochs=1).returncode == 0
+    result = tune("lora", num_epochs=2, batch_size=4, pack=True)  # packing changes no step
+    assert result.returncode == 0 and "batch_size was 8 and is 4" in result.stderr, result.stderr
+    data.write_text(json.dumps(ROWS[1:]))
+    result = tune("lora", num_epochs=3, batch_size=4)
+    assert result.returncode == 0 and "examples_sha256 was" in result.stderr, result.stderr
+    assert "batch_size was" not in result.stderr
+
+
+@pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
+def test_a_quantized_base_is_tuned_on_a_cpu_from_a_folder_of_data(tune, data, tmp_path, bits):
     (tmp_path / "folder").mkdir()
     data.rename(tmp_path / "folder/a.json")
     (tmp_path / "folder/b.jsonl").write_text(json.dumps(ROWS[0]) + "\n")
-    result = tune(run_warm, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--num_epochs=1")
-    assert "given twice" in result.stderr
-    result = tune(run_warm, tiny_llama, tmp_path / "folder", tmp_path / "lora", "--load_8bit", "--group_by_length")
+    result = tune("lora", data_path=tmp_path / "folder", pack=True, num_epochs=4, **{bits: True})
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "lora/adapter_model.safetensors").is_file()
+    assert "33 examples" in result.stderr
+    losses = history(tmp_path / "lora", "eval_loss")
+    assert losses[-1] < losses[0]
+    assert adapter(tmp_path / "lora").keys()
+
+
+@pytest.fixture(scope="module")
+def sharp_llama(tiny_llama, tiny_tokenizer, tmp_path_factory):
+    """A random model whose output layer is large enough for an adapter to make it sure of something."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.lm_head.weight.data *= 20
+    folder = tmp_path_factory.mktemp("sharp_llama")
+    model.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_llama, tmp_path):
+    """A learning rate that grows until it ruins the model makes an early checkpoint the best."""
+    ruinous = {"learning_rate": 2, "warmup_steps": 500, "num_epochs": 8}
+    result = tune("lora", base=sharp_llama, best_by="loss", save_total_limit=2, **ruinous)
+    assert result.returncode == 0, result.stderr
+    state = json.loads((tmp_path / "lora/trainer_state.json").read_text())
+    by_step = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = min((step for step in by_step if step), key=by_step.get)
+    assert best < state["global_step"]
+    assert f"adapter of step {best} of {state['global_step']}, the best by loss: {by_step[best]:.3f}" in result.stdout
+    kept = adapter(tmp_path / f"lora/checkpoint-{best}")
+    assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
+
+
+def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):
+    from knowlm.extraction.forms import render
+
+    asked = render("NER", ["place"], language="english")
+    rows = [{"instruction": asked, "input": c["input"], "output": f"({c['input']},place)"} for c in CASES]
+    data.write_text(json.dumps(rows * 8))
+    extracting = {"best_by": "f1", "eval_cases": cases, "eval_max_new_tokens": 24, "eval_steps": 15, "save_steps": 15}
+    result = tune("lora", base=sharp_llama, num_epochs=20, lora_r=16, lora_dropout=0, pack=True, **extracting)
+    assert result.returncode == 0, result.stderr
+    scores = history(tmp_path / "lora", "eval_f1")
+    assert scores[0] == 0 and max(scores) > 0
+    assert f"the best by f1: {max(scores):.3f}" in result.stdout
+    pair = tune("pair", processes=2, eval_cases=cases, eval_max_new_tokens=4, num_epochs=0.1)
+    assert pair.returncode == 0 and history(tmp_path / "pair", "eval_f1") == [0, 0], pair.stderr
+
+
+def test_a_dry_run_says_how_the_data_fit_and_writes_nothing(tune, data, tmp_path):
+    data.write_text(json.dumps([*ROWS, ROWS[0] | {"output": "x " * 500}, ROWS[0] | {"instruction": "x " * 500}]))
+    result = tune("lora", cutoff_len=200, pack=True, dry_run=True)
+    assert result.returncode == 0, result.stderr
+    assert "34 examples of" in result.stderr and "2 (5.9%) are cut at --cutoff_len 200" in result.stderr
+    assert "1 of them lose their whole answer and are left out" in result.stderr
+    assert "30 to train on, 3 held out: 4 steps" in result.stderr
+    assert not (tmp_path / "lora").exists() and not result.stdout
+
+
+def test_another_architecture_is_tuned_where_its_layers_are_named(tune, tiny_tokenizer, tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    GPT2LMHeadModel(GPT2Config(vocab_size=600, n_embd=32, n_layer=2, n_head=2)).save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    result = tune("lora", base=tmp_path / "gpt2")
+    assert result.returncode == 1 and "it has c_attn, c_proj, c_fc; name some of them, or all-linear" in result.stderr
+    for targets in ("all-linear", "c_attn", "['c_attn', 'c_fc']"):
+        result = tune(f"lora-{targets}", base=tmp_path / "gpt2", lora_target_modules=targets, num_epochs=0.1)
+        assert result.returncode == 0, result.stderr
+        assert len(adapter(tmp_path / f"lora-{targets}")) == 2 * 2 * {"all-linear": 4, "c_attn": 1}.get(targets, 2)
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
-    [(["--batch_size=5"], "given twice"), (["--cutof_len", "5"], "unrecognized arguments: --cutof_len")],
+    ("changes", "message"),
+    [
+        ({"best_by": "f1"}, "name a file of them with --eval_cases"),
+        ({"best_by": "acc"}, "loss or f1 is needed"),
+        ({"best_by": "loss", "save_steps": 4}, "a multiple of --eval_steps 3"),
+        ({"load_8bit": True, "load_4bit": True}, "leave one out"),
+        ({"cutoff_len": 20}, "cuts the answer off every example"),
+        ({"micro_batch_size": 0}, "must be 1 or more"),
+        ({"base_model": "./nowhere"}, "no such model folder"),
+        ({"lora_target_modules": "[q_proj,w_pack]"}, "w_pack: "),
+        ({"cutof_len": 5}, "unrecognized arguments: --cutof_len"),
+    ],
 )
-def test_a_wrong_flag_stops_at_once(run_warm, tiny_llama, data, tmp_path, flags, message):
-    result = tune(run_warm, tiny_llama, data, tmp_path / "lora", *flags)
-    assert result.returncode == 2 and message in result.stderr
+def test_a_mistake_is_told_in_one_line_before_anything_is_written(tune, tmp_path, changes, message):
+    result = tune("lora", **changes)
+    assert result.returncode == (2 if "unrecognized" in message else 1)
+    assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+    assert not (tmp_path / "lora").exists()
 
 
-def test_data_that_is_no_instructions_is_named_by_record(run_warm, tiny_llama, tmp_path):
-    (tmp_path / "rows.json").write_text('[{"instruction": "a", "output": "b"}, {"instruction": "c"}]')
-    result = tune(run_warm, tiny_llama, tmp_path / "rows.json", tmp_path / "lora")
-    assert result.returncode == 1
-    assert "rows.json, record 2" in result.stderr and len(result.stderr.splitlines()) == 1
+def test_where_several_gpus_are_seen_one_process_takes_one_and_says_how_to_use_all(monkeypatch, capsys):
+    from knowlm.training import use_one_gpu_per_process
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    use_one_gpu_per_process()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3,4,5"
+    monkeypatch.delenv("WORLD_SIZE")
+    use_one_gpu_per_process()
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
+    assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
+
+
+def test_every_published_flag_has_its_published_default():
+    spec = importlib.util.spec_from_file_location("lora_finetune", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    settings = module.LoraSettings(base_model="m", data_path="d")
+    published = {"output_dir": "./checkpoint", "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3,
+                 "learning_rate": 3e-4, "cutoff_len": 512, "val_set_size": 2000, "lora_r": 16, "lora_alpha": 32,
+                 "lora_dropout": 0.05, "train_on_inputs": False, "group_by_length": False, "wandb_project": "",
+                 "wandb_run_name": "", "wandb_watch": "", "wandb_log_model": "", "resume_from_checkpoint": None,
+                 "prompt_template_name": "alpaca", "warmup_steps": 10, "logging_steps": 1, "save_steps": 10,
+                 "save_total_limit": 5, "eval_steps": 10}  # fmt: skip
+    assert {name: getattr(settings, name) for name in published} == published
+    names = settings.lora_target_modules.strip("[]").replace("_proj", "")
+    assert names.split(",") == ["q", "k", "v", "o", "gate", "down", "up"]
+
+
+VLLM = """
+import json, sys
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+
+if __name__ == "__main__":
+    base, adapter, prompt = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+    llm = LLM(base, enforce_eager=True, dtype="float32", max_model_len=256, enable_lora=True, max_lora_rank=16,
+              kv_cache_memory_bytes=64 << 20, disable_log_stats=True)
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    for request in (LoRARequest("tuned", 1, adapter), None):
+        answer = llm.generate({"prompt_token_ids": prompt}, greedy, lora_request=request, use_tqdm=False)[0]
+        print("ANSWER", json.dumps(list(answer.outputs[0].token_ids)))
+"""
+
+
+def test_vllm_answers_with_the_adapter_as_peft_does(tune, sharp_llama, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    result = tune("lora", base=sharp_llama, lora_r=16)
+    assert result.returncode == 0, result.stderr
+    prompt = list(range(3, 40))
+    (tmp_path / "ask.py").write_text(VLLM)
+    command = [sys.executable, tmp_path / "ask.py", sharp_llama, tmp_path / "lora", json.dumps(prompt)]
+    environment = os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=tmp_path)
+    answers = [json.loads(line.split(" ", 1)[1]) for line in result.stdout.splitlines() if line.startswith("ANSWER")]
+    assert result.returncode == 0 and len(answers) == 2, result.stderr[-3000:]
+    model = AutoModelForCausalLM.from_pretrained(sharp_llama)
+    for answer in reversed(answers):  # without the adapter, then with it
+        expected = model.generate(input_ids=torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        assert answer == expected.tolist()
+        model = PeftModel.from_pretrained(model, tmp_path / "lora")
+    assert answers[0] != answers[1]
