@@ -2,8 +2,8 @@ import json
 from pathlib import Path
 
 import pytest
-
 from knowlm.extraction.knowledge import KnowledgeGraph, MentionFinder, disambiguate
+
 from knowlm.extraction.parsing import parse
 from knowlm.extraction.supervision import find_pieces, gold_relations, split_text
 
