@@ -54,7 +54,8 @@ class CaseStore:
         self.connection.execute(f"{keep} 0")
         full = self.connection.execute(f"SELECT count(*) FROM {side}_kept").fetchone()[0]
         self.connection.execute(
-            f"INSERT INTO {side}_kept SELECT id FROM cases WHERE side = ? AND is_empty = 1 ORDER BY place LIMIT ?",
+            f"INSERT INTO {side}_kept SELECT id FROM cases WHERE side = ? AND is_empty = 1 "
+            "ORDER BY substr(id, instr(id, '-')), id LIMIT ?",  # not by place: they would all come first
             (side, round(full * empty_share)),
         )
         self.connection.execute(

@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 from knowlm.extraction.names import fold
-from knowlm.extraction.schema import Relation, Schema, Type
+from knowlm.extraction.schema import ALIAS, Relation, Schema, Type
 from knowlm.extraction.values import Value, ValueMention, value_range
 
 SOME = 500  # ids in one question: SQLite takes 999 in its oldest versions
@@ -39,12 +39,15 @@ class KnowledgeGraph:
         rows = self.connection.execute("SELECT id, name_en, name_zh, triples FROM relations ORDER BY number")
         for name, name_en, name_zh, triples in rows.fetchall():
             if schema.is_open:
-                schema.relations[name] = Relation(name, name_en, name_zh)
-            self.relations.append(schema.relations[name])
+                schema.relations.setdefault(name, Relation(name, name_en, name_zh))
+            self.relations.append(schema.relations.get(name) or Relation(name, name_en, name_zh))
             self.num_facts.append(triples)
         if schema.is_open:
             for name, value in self.connection.execute("SELECT name, value FROM meta WHERE name LIKE 'type %'"):
                 schema.types.setdefault(name[5:], Type(name[5:], *json.loads(value)))
+            used = {relation.id for relation, facts in zip(self.relations, self.num_facts, strict=True) if facts}
+            schema.relations = {name: row for name, row in schema.relations.items() if name in used | {ALIAS}}
+            schema.is_open = False  # now it has all
             schema.ask_only()
         self.candidates = lru_cache(REMEMBERED)(self._candidates)
         self.entity = lru_cache(REMEMBERED)(self._entity)

@@ -165,13 +165,17 @@ class GraphBuilder:
         head = id_of(fact.head)
         if fact.value is None and fact.relation in INSTANCE_OF + SUBCLASS_OF:
             rows["classes"].append((head, fact.tail, fact.relation in INSTANCE_OF))
-        if self.schema.is_open and fact.relation not in self.numbers and not fact.relation.startswith("http://www.w3."):
-            self.numbers[fact.relation] = len(self.numbers)
-            self.schema.relations[fact.relation] = Relation(fact.relation, fact.relation, fact.relation)
-            self.schema.relations_of[fact.relation] = [(fact.relation, False)]
-        elif fact.relation not in self.schema.relations_of and self.is_strict[source]:
-            raise ValueError(f"triples.tsv, line {fact.line}: relation {fact.relation} is not in relations.tsv")
-        for relation, is_reversed in self.schema.relations_of.get(fact.relation, ()):
+        known = self.schema.relations_of
+        name = fact.relation if fact.relation in known else local_name(fact.relation)
+        if name not in known:
+            name = fact.relation
+            if self.is_strict[source]:
+                raise ValueError(f"triples.tsv, line {fact.line}: relation {name} is not in relations.tsv")
+            if self.schema.is_open and not name.startswith("http://www.w3."):
+                self.numbers[name] = len(self.numbers)
+                self.schema.relations[name] = Relation(name, "", "")
+                known[name] = [(name, False)]
+        for relation, is_reversed in known.get(name, ()):
             number = self.numbers[relation]
             if fact.value is not None:
                 rows["literals"].append((head, number, fact.value, source, fact.line))
@@ -191,6 +195,8 @@ class GraphBuilder:
         self.connection.execute("CREATE INDEX staging.names_of ON names(id)")
         for relation in self.schema.relations.values():
             for language, field in (("english", "name_en"), ("chinese", "name_zh")):
+                if getattr(relation, field):
+                    continue
                 label = self.connection.execute(
                     "SELECT name FROM staging.names WHERE id IN (?, ?) AND rank < ? AND language IN (?, '') "
                     "ORDER BY language = '', rank, name LIMIT 1",
@@ -243,7 +249,8 @@ class GraphBuilder:
             ("literals", "tail", "kind(t.value)"),
         ):
             legal = f"SELECT 1 FROM takes WHERE relation = t.relation AND side = '{side}'"
-            illegal = f"{kind} IS NULL OR (EXISTS ({legal}) AND NOT EXISTS ({legal} AND type = {kind}))"
+            unknown = f" AND {kind} != ''" if self.schema.is_open else ""  # an open graph need not have types
+            illegal = f"{kind} IS NULL OR (EXISTS ({legal}){unknown} AND NOT EXISTS ({legal} AND type = {kind}))"
             for source, path in enumerate(paths):
                 if self.is_strict[source]:
                     self.refuse_illegal(path, source, table, side, illegal, kind)

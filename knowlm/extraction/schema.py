@@ -95,7 +95,7 @@ class Schema:
         """``relations_of``: (relation, whether reversed) of each property of the graph."""
         self.relations_of: dict[str, list[tuple[str, bool]]] = defaultdict(list)
         for relation in self.relations.values():
-            for name in relation.properties or (relation.id,):
+            for name in (relation.id, *relation.properties):
                 self.relations_of[name.lstrip("^")].append((relation.id, name.startswith("^")))
 
     def ask_only(self, relations: Iterable[str] = (), types: Iterable[str] = ()) -> None:
@@ -103,14 +103,15 @@ class Schema:
 
         Raises ValueError on one that the schema doesn't have.
         """
+        relations, types = set(relations), set(types)
         askable = [kind for kind, row in self.types.items() if row.asked == "yes"]
-        for flag, wanted, known in (("relations", set(relations), self.relations), ("types", set(types), self.types)):
+        for flag, wanted, known in (("relations", relations, self.relations), ("types", types, self.types)):
             if wanted - known.keys():
                 raise ValueError(
                     f"--{flag} {sorted(wanted - known.keys())[0]}: the graph has no such; it has {', '.join(known)}"
                 )
-        self.asked_relations = set(relations) or set(self.relations)
-        self.asked_types = set(types) or set(askable)
+        self.asked_relations = relations or set(self.relations)
+        self.asked_types = types or set(askable)
 
     def topic_of(self, kinds: Iterable[str]) -> Topic | None:
         """The topic of a text by the types of its main entity or, one by one, its entities: the most frequent.
@@ -130,12 +131,9 @@ def label_of(row: dict[str, str]) -> dict[str, str]:
 
 
 def default_schema(is_open: bool = False) -> Schema:
-    """The schema of the toolkit's tables; open: without relations, which the graph then brings itself."""
+    """The schema of the toolkit's tables; open: the graph adds the relations and types that only it has."""
     schema = read_schema(TABLES)
-    if is_open:
-        schema.relations.clear()
-        schema.is_open = True
-        schema.index_properties()
+    schema.is_open = is_open
     return schema
 
 

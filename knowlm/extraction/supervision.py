@@ -138,11 +138,11 @@ def make_piece(
     first: dict[int, Choice] = {}
     for choice in choices:
         first.setdefault(choice.entity, choice)
-    matches = [*entity_matches(first, edges, graph), *value_matches(first, values, graph)]
+    found = [*entity_matches(first, edges, graph), *value_matches(first, values, graph)]
+    matches = [match for match in found if match.relation in graph.schema.asked_relations]
     matched = Counter(match.relation for match in matches)
-    if ALIAS in graph.schema.relations:
+    if ALIAS in graph.schema.asked_relations:
         matches += alias_matches(text, choices, graph)
-    asked = [match for match in matches if match.relation in graph.schema.asked_relations]
     kinds = [graph.type(entity) for entity in context[:1]] or [graph.type(choice.entity) for choice in choices]
     return Piece(
         id=hash_of(text),
@@ -150,7 +150,7 @@ def make_piece(
         language=language,
         text=text,
         entities=choices,
-        triples=without_nested(without_implied(asked, graph), text),
+        triples=without_nested(without_implied(matches, graph), text),
         topic=graph.schema.topic_of(kinds),
         matched=matched,
         by_chance=expected_by_chance(first, values, graph, degrees),
@@ -273,6 +273,8 @@ def expected_by_chance(
             selves[relation] += as_head * as_tail
     expected = {}
     for relation, count in heads.items():
+        if graph.relations[relation].id not in graph.schema.asked_relations:
+            continue
         said = sum(graph.count_values(relation, mention) for mention in dict.fromkeys(map(without_place, values)))
         if chance := count * (tails[relation] + said) - selves[relation]:
             expected[graph.relations[relation].id] = chance / graph.num_facts[relation]
