@@ -34,7 +34,7 @@ from knowlm.extraction.graph import KnowledgeGraph
 from knowlm.extraction.graph_builder import build_database, schema_for_graph
 from knowlm.extraction.graph_files import graph_inputs, reader_of
 from knowlm.extraction.instructions import row_of
-from knowlm.extraction.names import NameFinder
+from knowlm.extraction.names import name_finders
 from knowlm.extraction.supervision_report import Figures, as_markdown
 from knowlm.extraction.supervisors import Supervisor, find_all
 from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
@@ -56,11 +56,7 @@ def main() -> None:
     graph = KnowledgeGraph(database, schema)
     schema.ask_only(filter(None, args.relations.split(",")), filter(None, args.types.split(",")))
     languages = {language for _, language in sources}
-    finders = {
-        language: NameFinder(graph.connection, language)
-        for language in ("english", "chinese")
-        if languages & {language, "auto"}
-    }
+    finders = name_finders(graph.connection, ["english", "chinese"] if "auto" in languages else sorted(languages))
     figures = Figures(graph, finders)
     graph.connection.close()
     supervisor = Supervisor(

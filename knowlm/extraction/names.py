@@ -3,7 +3,7 @@
 import heapq
 import sqlite3
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import ahocorasick
 
@@ -91,6 +91,14 @@ class NameFinder:
             return []
         found = [(end + 1 - length, end + 1) for end, length in self._automaton.iter(text)]
         return longest([span for span in found if is_whole(text, *span)], taken)
+
+
+def name_finders(connection: sqlite3.Connection, languages: Sequence[str]) -> dict[str, NameFinder]:
+    """A finder for each language; one for all where the graph doesn't say of which language a name is."""
+    (differ,) = connection.execute("SELECT EXISTS (SELECT 1 FROM names WHERE language != '')").fetchone()
+    if differ:
+        return {language: NameFinder(connection, language) for language in languages}
+    return dict.fromkeys(languages, NameFinder(connection, ""))
 
 
 def longest(spans: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:

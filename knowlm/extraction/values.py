@@ -13,12 +13,12 @@ Value = str | float
 MONTHS = [*calendar.month_name][1:]
 MONTH = "|".join(f"{month}|{month[:3]}\\.?" if month != "May" else month for month in MONTHS) + "|Sept\\.?"
 DATES = (
-    rf"(?P<d1>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<m1>{MONTH}),? (?P<y1>\d{{3,4}})(?![\d,%])",  # 6 May 1889
-    rf"(?P<m2>{MONTH}) (?P<d2>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<y2>\d{{3,4}})(?![\d,%])",  # May 6, 1889
-    rf"(?P<m3>{MONTH}) (?P<y3>\d{{3,4}})(?![\d,%])",
+    rf"(?P<d1>\d{{1,2}})(?:st|nd|rd|th)?(?: of)? (?P<m1>{MONTH}),? (?P<y1>\d{{3,4}})(?!\d|,\d|%)",  # 6 May 1889
+    rf"(?P<m2>{MONTH}) (?P<d2>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<y2>\d{{3,4}})(?!\d|,\d|%)",  # May 6, 1889
+    rf"(?P<m3>{MONTH}) (?P<y3>\d{{3,4}})(?!\d|,\d|%)",
     r"(?P<y4>\d{4})-(?P<m4>\d{2})-(?P<d4>\d{2})(?!\d)",
     r"(?P<y5>\d{3,4})年(?P<m5>\d{1,2})月(?:(?P<d5>\d{1,2})日)?",
-    r"(?:公元)?(?P<bc>前)?(?P<y6>\d{3,4})(?![\d,%]|s\b)(?P<ce>年| BCE?\b)?",
+    r"(?:公元)?(?P<bc>前)?(?P<y6>\d{3,4})(?!\d|,\d|%|s\b)(?P<ce>年| BCE?\b)?",
     r"(?:公元)?(?P<bc7>前)(?P<y7>\d{1,2})年",
     r"(?<!\w)(?P<y8>\d{1,2}) BCE?\b",
     r"(?P<y9>[一二三四五六七八九][〇○零一二三四五六七八九]{3})年",
@@ -96,8 +96,8 @@ def _find_numbers(text: str) -> Iterator[ValueMention]:
 def read_value(text: str) -> Value | None:
     """A graph's literal as a date or a quantity; None if it is neither. Three or four digits are a year.
 
-    >>> [read_value(text) for text in ("1889-05-06", "-44", "+1889-00-00T00:00:00Z", "643,801", "0.5", "Paris")]
-    ['1889-05-06', -44.0, '1889', 643801.0, 0.5, None]
+    >>> [read_value(text) for text in ("1889-05-06", "-0044", "+1889-00-00T00:00:00Z", "643,801", "-44", "Paris")]
+    ['1889-05-06', '-0044', '1889', 643801.0, -44.0, None]
     """
     date = GRAPH_DATE.fullmatch(text)
     if date and (len(date[2]) <= 4 or date[3]):
