@@ -32,7 +32,7 @@ from knowlm.extraction.documents import Document, read_documents
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS
 from knowlm.extraction.graph import KnowledgeGraph
 from knowlm.extraction.graph_builder import build_database, schema_for_graph
-from knowlm.extraction.graph_files import graph_inputs, reader_of
+from knowlm.extraction.graph_readers import graph_inputs, reader_of
 from knowlm.extraction.instructions import row_of
 from knowlm.extraction.names import name_finders
 from knowlm.extraction.supervision_report import Figures, as_markdown

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from knowlm.extraction.case_store import CaseStore
+from knowlm.extraction.graph_schema import default_schema
 from knowlm.extraction.instructions import EVENT, case_of, row_of
 from knowlm.extraction.parsing import parse
-from knowlm.extraction.schema import default_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HALF = ("--heldout", "0.5", "--seed", "2")  # by which the few texts here fall on both sides

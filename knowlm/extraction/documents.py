@@ -6,7 +6,7 @@ from pathlib import Path
 
 import orjson
 
-from knowlm.extraction.graph_files import lines_of
+from knowlm.extraction.graph_readers import lines_of
 from knowlm.extraction.names import clean
 from knowlm.files import require_file
 from knowlm.packing import pack_sentences

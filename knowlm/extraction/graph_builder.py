@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from knowlm.extraction.graph import id_of
-from knowlm.extraction.graph_files import (
+from knowlm.extraction.graph_readers import (
     FALLBACK,
     INSTANCE_OF,
     RELATION,
@@ -30,8 +30,8 @@ from knowlm.extraction.graph_files import (
     local_name,
     reader_of,
 )
+from knowlm.extraction.graph_schema import VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
 from knowlm.extraction.names import fold, is_name
-from knowlm.extraction.schema import VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
 from knowlm.extraction.values import kind_of
 from knowlm.files import locked, replacing
 

@@ -4,8 +4,8 @@ import random
 from collections.abc import Callable, Sequence
 
 from knowlm.extraction.forms import render, write_answer
+from knowlm.extraction.graph_schema import Relation, Schema, Type
 from knowlm.extraction.parsing import parse
-from knowlm.extraction.schema import Relation, Schema, Type
 from knowlm.extraction.supervision import Match, Piece
 
 SCHEMA_SIZE = {"NER": 6, "RE": 4, "EE": 4}  # labels in one question, as IEPile batches them

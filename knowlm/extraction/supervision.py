@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from knowlm.extraction.documents import Document, Link, split_spans
 from knowlm.extraction.graph import Edges, KnowledgeGraph
+from knowlm.extraction.graph_schema import ALIAS, Topic
 from knowlm.extraction.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, values_of
 from knowlm.extraction.names import NameFinder
-from knowlm.extraction.schema import ALIAS, Topic
 from knowlm.extraction.values import ValueMention, matching_span
 
 SECTION = 20_000  # characters of a long document that are disambiguated together

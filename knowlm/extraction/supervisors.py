@@ -14,9 +14,9 @@ from pathlib import Path
 from knowlm.cli import end_with_parent
 from knowlm.extraction.documents import Document
 from knowlm.extraction.graph import KnowledgeGraph
+from knowlm.extraction.graph_schema import Schema
 from knowlm.extraction.instructions import add_predictions, case_of
 from knowlm.extraction.names import NameFinder
-from knowlm.extraction.schema import Schema
 from knowlm.extraction.supervision import Piece, find_pieces
 
 BATCH_CHARACTERS = 100_000  # of text handed to a process at once
