@@ -96,6 +96,12 @@ def test_full_width_names_are_found_where_they_stand(folder):
     assert [text[start:stop] for start, stop in spans] == ["Ｐａｒｉｓ"]
 
 
+def test_names_are_found_in_the_other_chinese_script(supervise):
+    [piece] = supervise("１８０２年雨果生於巴黎，後來離開法國。", "chinese")
+    aliases = {(row["head_alias"], row["tail_alias"]) for row in rows_of(piece)}
+    assert {("雨果", "巴黎"), ("巴黎", "法國")} <= aliases
+
+
 def test_an_ambiguous_name_goes_to_the_neighbour_of_what_was_read(folder):
     graph = graph_of(folder)
     assert chosen("France and Paris", graph) == [("france", "only"), ("paris", "neighbours read")]

@@ -35,7 +35,7 @@ from knowlm.extraction.names import fold, is_name
 from knowlm.extraction.values import kind_of
 from knowlm.files import locked, replacing
 
-VERSION = 1  # of the file's form; another one is built anew
+VERSION = 2  # of the file's form; another one is built anew
 BATCH = 20_000  # rows inserted at once
 DEEPEST = 14  # classes climbed
 STAGING = """

@@ -2,8 +2,10 @@
 
 import heapq
 import sqlite3
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 import ahocorasick
 
@@ -22,18 +24,42 @@ FUNCTION_WORDS = frozenset(
     within without would you your
     """.split()  # noqa: SIM905
 )
-FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
 KEPT = dict.fromkeys(map(ord, "\n"))  # control characters that stay
 
 
-def fold(text: str) -> str:
-    """Full-width letters and marks as ASCII: names are sought in this form. Character by character, so spans hold.
+class _Folded(dict):
+    """What each character becomes, found when it is first met."""
 
-    >>> fold("ＮＡＳＡ（美国）")
-    'NASA(美国)'
+    def __missing__(self, code: int) -> int:
+        plain = chr(code)
+        if 0xFF01 <= code <= 0xFF5E or code == 0x3000:
+            plain = unicodedata.normalize("NFKC", plain)
+        elif CHINESE_LETTER.match(plain):
+            plain = _simplifier().convert(plain)
+        self[code] = ord(plain) if len(plain) == 1 else code
+        return self[code]
+
+
+FOLDED = _Folded({code: code for code in range(0x80)})
+
+
+@cache
+def _simplifier():
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def fold(text: str) -> str:
+    """Full-width letters and marks as ASCII, traditional Chinese as simplified: names are sought in this form.
+
+    Character by character, so spans hold.
+
+    >>> fold("ＮＡＳＡ（臺灣）")
+    'NASA(台湾)'
     """
-    return text.translate(FULL_WIDTH)
+    return text if text.isascii() else text.translate(FOLDED)
 
 
 def clean(text: str) -> str:
