@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from knowlm.extraction.documents import Document, Link, split_spans
 from knowlm.extraction.graph import Edges, KnowledgeGraph
@@ -86,7 +86,7 @@ def find_pieces(
             inside = [moved(choice, begin) for choice in choices if begin <= choice.mention.start < end]
             inside = [choice for choice in inside if choice.mention.stop <= stop - start]
             text = part.text[begin:end]
-            said = values_of(text, [choice.mention for choice in inside])
+            said = [shifted(value, begin) for value in values if begin <= value.start and value.stop <= end]
             yield make_piece(text, document.language, own, inside, said, context, graph, edges, degrees)
 
 
@@ -114,6 +114,10 @@ def moved(choice: Choice, by: int) -> Choice:
     mention = choice.mention
     shifted = Mention(mention.start - by, mention.stop - by, mention.candidates, mention.is_link)
     return Choice(shifted, choice.entity, choice.decided_by, choice.margin)
+
+
+def shifted(value: ValueMention, by: int) -> ValueMention:
+    return replace(value, start=value.start - by, stop=value.stop - by, year=(value.year[0] - by, value.year[1] - by))
 
 
 def degrees_of(choices: Sequence[Choice], graph: KnowledgeGraph) -> dict[int, list[tuple[int, int, int]]]:

@@ -27,6 +27,7 @@ DATE = re.compile(r"(?<![\d.,$€£¥-])(?:" + "|".join(DATES) + ")")
 TIMES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12} | {"千": 1e3, "万": 1e4, "亿": 1e8}
 DIGITS = r"(?<![A-Za-z0-9_.,])(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 NUMBER = re.compile(DIGITS + "(?: ?(?P<times>" + "|".join(TIMES) + r"))?(?!\d)")
+HAS_DIGIT = re.compile(r"\d|[〇○零一二三四五六七八九]{4}年")
 GRAPH_DATE = re.compile(r"([+-]?)(\d{3,})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+Z?)?")
 GRAPH_NUMBER = re.compile(r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 HAN_DIGITS = {digit: str(number) for number, digit in enumerate("〇一二三四五六七八九")} | {"零": "0", "○": "0"}
@@ -52,6 +53,8 @@ def find_values(text: str) -> list[ValueMention]:
     >>> [mention.value for mention in find_values("公元前44年，350万人；1889年5月，一八九〇年")]
     ['-0044', 3500000.0, '1889-05', '1890']
     """
+    if not HAS_DIGIT.search(text):  # most sentences: the patterns below are slow
+        return []
     dates = list(_find_dates(text))
     taken = {place for date in dates for place in range(date.start, date.stop)}
     numbers = [number for number in _find_numbers(text) if number.start not in taken]
