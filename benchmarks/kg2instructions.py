@@ -32,7 +32,7 @@ SENTENCES = (
     "The archive keeps a letter from {head} that tells of {tail}.",
 )
 FILLER = (
-    "The harvest of that year was poor, and few travellers came before the first snow.",
+    "The harvest of {year} was poor, and few travellers came before the first snow.",
     "A narrow road leads from the mill to the river, where boats wait for the evening tide.",
     "{name} had never been described so well, the newspapers wrote.",
 )
@@ -96,7 +96,9 @@ def write_input(folder: Path, megabytes: float, triples: int) -> None:
             for _ in range(2):
                 head, _, tail = generator.choice(facts)
                 sentences.append(generator.choice(SENTENCES).format(head=head, tail=tail))
-            sentences += [generator.choice(FILLER).format(name=generator.choice(names)) for _ in range(8)]
+            for _ in range(8):
+                filler = generator.choice(FILLER)
+                sentences.append(filler.format(name=generator.choice(names), year=generator.randint(1500, 2000)))
             generator.shuffle(sentences)
             file.write(" ".join(sentences) + "\n")
 
