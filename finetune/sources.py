@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
-from knowlm.cli import ArgumentParser, run
+from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.files import new_folder, read_json, require_file, require_new, write_jsonl
 
 Rows = tuple[list[dict], list[dict]]  # of texts and of the graph
@@ -65,10 +65,13 @@ def main() -> None:
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("source", choices=tuple(SOURCES), help="which package")
+    parser.add_argument("source", help=f"which package: {', '.join(SOURCES)}")
     parser.add_argument("--path", required=True, help="folder of its files")
     parser.add_argument("--output_dir", required=True, help="new folder for texts.jsonl and graph.jsonl")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.source not in SOURCES:
+        refuse(f"{args.source}: no such source; choose from {', '.join(SOURCES)}")
+    return args
 
 
 def wordnet(folder: Path) -> Rows:
