@@ -207,6 +207,9 @@ def test_texts_are_read_as_json_lines_plain_lines_and_whole_files(tmp_path):
         list(read_documents(tmp_path / "b.jsonl"))
     with pytest.raises(ValueError, match="line 1: no text under body"):
         list(read_documents(tmp_path / "b.jsonl", fields=["body"]))
+    (tmp_path / "d.txt").write_bytes(b"fine\n\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"^\S+d.txt, line 2: not UTF-8"):
+        list(read_documents(tmp_path / "d.txt"))
     (tmp_path / "c.jsonl").write_text('{"text": "fine", "links": [{"start": 3, "end": 9, "target": "x"}]}\n')
     with pytest.raises(ValueError, match=r'c.jsonl, line 1: "links" must be'):
         list(read_documents(tmp_path / "c.jsonl"))

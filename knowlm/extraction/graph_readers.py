@@ -12,7 +12,7 @@ Each reader yields facts:
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import orjson
@@ -88,18 +88,18 @@ def graph_inputs(path: Path) -> list[Path]:
 
 def lines_of(path: Path) -> Iterator[tuple[int, str]]:
     """(number, line) of the lines that aren't blank; ValueError naming the line that isn't UTF-8."""
-    with open_text(path) as text:
-        for number, line in enumerate(decoded(path, text), 1):
-            if line.strip():
-                yield number, line.rstrip("\r\n")
-
-
-def decoded(path: Path, text: IO[bytes]) -> Iterator[str]:
-    for number, line in enumerate(text, 1):
+    for number, content in raw_lines(path):
         try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            line = content.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from None
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open_text(path) as text:
+        yield from enumerate(text, 1)
 
 
 def read_tables(folder: Path) -> Iterator[Fact]:
