@@ -66,6 +66,8 @@ def measure(folder: Path, megabytes: float, triples: int, num_workers: int) -> N
     for stage, function, arguments in stages:
         with get_context("spawn").Pool(1) as apart:
             cpu, wall, peak, made = apart.apply(timed, (function, arguments))
+            apart.close()
+            apart.join()
         print(f"{size}| {stage} | {cpu:.1f} | {wall:.1f} | {peak / 1e6:.0f} | {made} |", flush=True)
 
 
