@@ -136,7 +136,7 @@ def test_plain_triples_are_read_as_tsv_and_as_json_lines(tmp_path):
         '{"head": "Ada Lovelace", "relation": "worked with", "tail": "cb"}\n'
         '{"head": "Ada Lovelace", "relation": "born", "tail": "1815-12-10"}\n'
         '{"id": "cb", "names": {"en": ["Charles Babbage", "Babbage"]}, "type": "engineer"}\n'
-        '{"relation": "born", "names": {"en": "born", "zh": "出生"}}\n'
+        '{"relation": "born", "names": {"en": "born", "zh": "誕生"}}\n'
     )
     for name in ("graph.tsv", "graph.jsonl"):
         graph = graph_of(tmp_path / name)
@@ -145,7 +145,7 @@ def test_plain_triples_are_read_as_tsv_and_as_json_lines(tmp_path):
             ("Ada Lovelace", "born", "1815"),
         }
         (tmp_path / "graph.db").unlink()
-    assert graph.schema.relations["born"].name_zh == "出生"
+    assert graph.schema.relations["born"].name_zh == "誕生"  # only entities are sought in simplified letters
     assert graph.schema.types["engineer"].name_en == "engineer"
     assert not graph.lookup("Ada", "english")
 

@@ -35,7 +35,7 @@ from knowlm.extraction.names import fold, is_name
 from knowlm.extraction.values import kind_of
 from knowlm.files import locked, replacing
 
-VERSION = 2  # of the file's form; another one is built anew
+VERSION = 3  # of the file's form; another one is built anew
 BATCH = 20_000  # rows inserted at once
 DEEPEST = 14  # classes climbed
 STAGING = """
@@ -150,7 +150,7 @@ class GraphBuilder:
         self.connection.execute("BEGIN")
         for count, fact in enumerate(tqdm(reader_of(path)(path), desc=path.name, unit=" facts", disable=None)):
             if isinstance(fact, Name):
-                if name := fold(fact.name.strip()):
+                if name := fact.name.strip():
                     rows["names"].append((id_of(fact.key), fact.language, name, fact.rank))
             elif isinstance(fact, Entity):
                 rows["entities"].append((fact.key, fact.type))
@@ -275,6 +275,7 @@ class GraphBuilder:
 
     def sort(self) -> None:
         """Fill the tables that are looked up, in the order of their keys, and count."""
+        self.connection.create_function("fold", 1, fold, deterministic=True)
         self.connection.create_function("is_name", 1, is_name, deterministic=True)
         self.connection.execute("CREATE TEMP TABLE never(type TEXT)")
         never = ((kind.id,) for kind in self.schema.types.values() if kind.asked == "never")
@@ -282,9 +283,9 @@ class GraphBuilder:
         self.connection.executescript(f"""
             CREATE TEMP TABLE named AS SELECT DISTINCT id FROM staging.names WHERE rank < {FALLBACK};
             CREATE UNIQUE INDEX temp.named_ids ON named(id);
-            INSERT INTO names SELECT name, language, id, min(rank) FROM staging.names n
-                WHERE is_name(name) AND id IN (SELECT id FROM entities WHERE type NOT IN never)
-                AND (rank < {FALLBACK} OR id NOT IN (SELECT id FROM named)) GROUP BY name, language, id;
+            INSERT INTO names SELECT fold(name) AS folded, language, id, min(rank) FROM staging.names
+                WHERE is_name(fold(name)) AND id IN (SELECT id FROM entities WHERE type NOT IN never)
+                AND (rank < {FALLBACK} OR id NOT IN (SELECT id FROM named)) GROUP BY folded, language, id;
             INSERT OR IGNORE INTO triples SELECT head, tail, relation FROM staging.triples
                 WHERE head != tail ORDER BY head, tail, relation;
             INSERT OR IGNORE INTO literals SELECT head, relation, value FROM staging.literals
