@@ -1,20 +1,25 @@
-"""Make extraction instructions from articles and a knowledge graph, by distant supervision.
+"""Make extraction instructions from texts and a knowledge graph, by distant supervision.
 
     python finetune/kg2instructions.py --english finetune/data/encyclopedia/english.jsonl \\
         --chinese finetune/data/encyclopedia/chinese.jsonl --knowledge finetune/data/encyclopedia \\
         --output_dir ./instructions
+    python finetune/kg2instructions.py --texts texts/*.jsonl.gz notes.txt --knowledge latest-all.json.bz2 \\
+        --database wikidata.db --num_workers 16 --output_dir ./instructions
 
-Input: articles {"title", "text"}, one a line; a folder with entities.tsv, triples.tsv, relations.tsv, types.tsv.
-Output: train.json (Alpaca rows for finetune/lora/finetune.py); from other articles heldout.jsonl (cases for
-finetune/evaluate.py) and valid.json (the same as rows); evidence.jsonl (where each triple was found); report.json and
-report.md. The same input gives the same bytes.
+Texts: JSON lines with "text" (and "title", and "links" [{"start", "end", "target"}]), or plain: a document a line.
+Knowledge: a folder of tables (finetune/data/encyclopedia/README.md), head<TAB>relation<TAB>tail (.tsv), objects with
+head, relation, tail (.jsonl), N-Triples (.nt), Wikidata's dump (.json); also .gz, .bz2, .zst. It is streamed into one
+SQLite file, which is used again while its sources stay the same.
+Output: train.json (Alpaca rows for finetune/lora/finetune.py) and the same as cases, train.jsonl; from other documents
+heldout.jsonl (cases for finetune/evaluate.py) and valid.json (the same as rows); evidence.jsonl (where each triple was
+found); report.json and report.md. The same input gives the same bytes, with any number of workers.
 """
 
 import hashlib
-import random
+import json
 import sys
-from collections import Counter, defaultdict
-from itertools import chain, zip_longest
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
@@ -22,68 +27,94 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, refuse, run
-from knowlm.extraction.forms import FORMS, INSTRUCTIONS, render, write_answer
-from knowlm.extraction.knowledge import KnowledgeGraph, MentionFinder
-from knowlm.extraction.supervision import Piece, find_pieces, gold_entities, gold_relations, schema_for
-from knowlm.files import new_folder, read_records, require_new, write_json, write_jsonl, write_text
-
-GOLD = {"NER": gold_entities, "RE": gold_relations}
+from knowlm.extraction.case_store import CaseStore
+from knowlm.extraction.documents import Document, read_documents
+from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS
+from knowlm.extraction.graph import KnowledgeGraph
+from knowlm.extraction.graph_builder import build_database, schema_for_graph
+from knowlm.extraction.graph_readers import graph_inputs, reader_of
+from knowlm.extraction.instructions import row_of
+from knowlm.extraction.names import name_finders
+from knowlm.extraction.supervision_report import Figures, as_markdown
+from knowlm.extraction.supervisors import Supervisor, find_all
+from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
+from knowlm.sources import find_sources
 
 
 def main() -> None:
     args = parse_args()
     require_new(args.output_dir)
-    graph = KnowledgeGraph(args.knowledge)
-    graph.ask_only(filter(None, args.relations.split(",")), filter(None, args.types.split(",")))
-    pieces = [
-        piece
-        for language in ("english", "chinese")
-        if getattr(args, language)
-        for piece in pieces_of(getattr(args, language), language, graph, args.piece_length)
-    ]
-    cases: dict[str, list[dict]] = {"train": [], "heldout": []}
-    for piece in pieces:
-        side = "heldout" if is_held_out(piece.article, args.heldout, args.seed) else "train"
-        cases[side] += [case_of(task, piece, graph, args.seed) for task in args.tasks]
-    train = balanced(with_few_empty(cases["train"], args.empty_share), args.max_train, args.seed)
-    heldout = balanced(with_few_empty(cases["heldout"], args.empty_share), args.max_heldout, args.seed)
-    if not train or not heldout:
-        raise ValueError(
-            f"{args.output_dir}: {len(train)} training and {len(heldout)} held-out examples; "
-            "give more articles or another --heldout"
-        )
-    assert not {case["input"] for case in train} & {case["input"] for case in heldout}
-    report = summarise(graph, pieces, train, heldout)
+    sources = text_sources(args)
+    knowledge = [Path(path) for path in args.knowledge]
+    for path in knowledge:
+        reader_of(path)
+        graph_inputs(path)
+    predictions = read_predictions(args.add_predictions) if args.add_predictions else {}
+    database = Path(args.database or f"{args.output_dir.rstrip('/')}.db")
+    build_database(knowledge, args.schema, database)
+    schema = schema_for_graph(knowledge, args.schema)
+    graph = KnowledgeGraph(database, schema)
+    schema.ask_only(filter(None, args.relations.split(",")), filter(None, args.types.split(",")))
+    languages = {language for _, language in sources}
+    finders = name_finders(graph.connection, ["english", "chinese"] if "auto" in languages else sorted(languages))
+    figures = Figures(graph, finders)
+    graph.connection.close()
+    supervisor = Supervisor(
+        database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
+    )
     with new_folder(args.output_dir) as folder:
-        for name, rows in (("train", train), ("valid", heldout)):
-            write_json(folder / f"{name}.json", [row_of(case, args.form, args.wordings, args.seed) for case in rows])
-        write_jsonl(folder / "heldout.jsonl", heldout)
-        write_jsonl(
-            folder / "evidence.jsonl",
-            (
-                {"piece": p.id, "article": p.article, "language": p.language, "text": p.text, "triples": p.triples}
-                for p in pieces
-                if p.triples
-            ),
-        )
+        store = CaseStore(folder / "cases.db", args.seed)
+        found = find_all(documents(args, sources), supervisor, args.num_workers)
+        write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))
+        for side, most in (("train", args.max_train), ("heldout", args.max_heldout)):
+            figures.rows[side] = store.choose(side, args.empty_share, most)
+        if not all(figures.rows[side] for side in ("train", "heldout")):
+            train, heldout = (figures.rows[side].total() for side in ("train", "heldout"))
+            raise ValueError(
+                f"{args.output_dir}: {train} training and {heldout} held-out examples; "
+                "give more texts, a graph that names what they name, or another --heldout"
+            )
+        for side, rows in (("train", "train.json"), ("heldout", "valid.json")):
+            write_jsonl(folder / f"{side}.jsonl", store.chosen(side))
+            write_rows(
+                folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in store.chosen(side))
+            )
+        report = figures.report(store.num_facts(), list(islice(store.chosen("heldout"), 8)))
+        store.close()
+        (folder / "cases.db").unlink()
         write_json(folder / "report.json", report)
         write_text(folder / "report.md", as_markdown(report))
     print(
-        f"{args.output_dir}: {len(train)} training rows and {len(heldout)} held-out cases "
-        f"from {len(pieces)} pieces of text, {report['matched']} of {report['triples']} triples matched"
+        f"{args.output_dir}: {figures.rows['train'].total()} training rows and {figures.rows['heldout'].total()} "
+        f"held-out cases from {report['pieces']} pieces of text, "
+        f"{report['matched']} of {report['triples']} triples matched"
     )
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--english", help="English articles, JSONL")
-    parser.add_argument("--chinese", help="Chinese articles, JSONL")
-    parser.add_argument("--knowledge", required=True, help="folder of the knowledge graph")
+    parser.add_argument("--texts", nargs="+", default=[], help="files or globs of texts, JSON lines or plain")
+    parser.add_argument("--english", help="a file of English texts")
+    parser.add_argument("--chinese", help="a file of Chinese texts")
+    parser.add_argument(
+        "--language", choices=("auto", "english", "chinese"), default="auto", help="of --texts (default: by document)"
+    )
+    parser.add_argument("--text_fields", default="", help="fields of JSON lines, comma-separated (default: text)")
+    parser.add_argument("--whole_files", action="store_true", help="each of --texts is one plain document")
+    parser.add_argument("--knowledge", nargs="+", required=True, help="the graph: a folder of tables, or files")
+    parser.add_argument(
+        "--schema", help="folder with relations.tsv, types.tsv …: what to ask for (default: the graph's)"
+    )
+    parser.add_argument("--database", help="SQLite file that the graph is put in (default: OUTPUT_DIR.db)")
     parser.add_argument("--output_dir", required=True, help="new folder for the results")
-    parser.add_argument("--tasks", default="NER,RE", help="comma-separated, of NER and RE (default: both)")
+    parser.add_argument("--tasks", default="NER,RE", help=f"comma-separated, of {', '.join(TASKS)} (default: NER,RE)")
     parser.add_argument("--relations", default="", help="ids of relations to ask for, comma-separated (default: all)")
     parser.add_argument("--types", default="", help="ids of entity types to ask for, comma-separated (default: all)")
-    parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are written (default: tuple)")
+    parser.add_argument(
+        "--form",
+        default="tuple",
+        help=f"how answers are written; of several one is drawn: {', '.join(FORMS)} (default: tuple)",
+    )
     parser.add_argument("--wordings", type=int, default=3, help="different wordings of an instruction (default: 3)")
     parser.add_argument(
         "--piece_length",
@@ -91,26 +122,35 @@ def parse_args():
         default=512,
         help="most words (English) or characters (Chinese) of a piece (default: 512)",
     )
-    parser.add_argument("--heldout", type=float, default=0.15, help="share of articles held out (default: 0.15)")
+    parser.add_argument(
+        "--min_margin",
+        type=int,
+        default=0,
+        help="leave out ambiguous names decided by less; 1: only those that nothing decided (default: 0)",
+    )
+    parser.add_argument("--add_predictions", help='answers of a tuned model, {"id", "output"}: their triples are added')
+    parser.add_argument("--heldout", type=float, default=0.15, help="share of documents held out (default: 0.15)")
     parser.add_argument(
         "--empty_share",
         type=float,
         default=0.1,
-        help="examples with nothing to find, as a share of the others (default: 0.1)",
+        help="examples with nothing to find, as a share of the others; at most 2 to 3 is usual (default: 0.1)",
     )
     parser.add_argument("--max_train", type=int, help="most training rows, tasks and languages in equal parts")
     parser.add_argument("--max_heldout", type=int, help="most held-out cases, likewise")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes (default: 1)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of the split, the order and the labels asked for (default: 0)"
     )
     args = parser.parse_args()
-    args.tasks = args.tasks.split(",")
-    if not args.english and not args.chinese:
-        refuse("give --english, --chinese or both")
-    if not set(args.tasks) <= GOLD.keys():
-        refuse(f"--tasks: {','.join(args.tasks)}; choose from {', '.join(GOLD)}")
-    if not 0 < args.heldout < 1 or args.piece_length < 1:
-        refuse("--heldout must lie between 0 and 1, --piece_length above 0")
+    args.tasks, args.form = args.tasks.split(","), args.form.split(",")
+    if not args.english and not args.chinese and not args.texts:
+        refuse("give --texts, --english or --chinese")
+    for flag, given, known in (("tasks", args.tasks, TASKS), ("form", args.form, FORMS)):
+        if not set(given) <= set(known):
+            refuse(f"--{flag}: {','.join(given)}; choose from {', '.join(known)}")
+    if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
+        refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):
         refuse("--empty_share must be 0 or more, --max_train and --max_heldout 1 or more")
     most = min(len(wordings) for (task, _), wordings in INSTRUCTIONS.items() if task in args.tasks)
@@ -119,116 +159,63 @@ def parse_args():
     return args
 
 
-def pieces_of(path: str, language: str, graph: KnowledgeGraph, length: int) -> list[Piece]:
-    finder = MentionFinder(graph, language)
-    pieces = []
-    for number, article in enumerate(tqdm(read_records(path), desc=language, unit="article", disable=None), 1):
-        if not isinstance(article.get("title"), str) or not isinstance(article.get("text"), str):
-            raise ValueError(f'{path}, record {number}: needs "title" and "text"')
-        pieces += find_pieces(article, language, graph, finder, length)
-    return pieces
+def text_sources(args) -> list[tuple[Path, str]]:
+    """(file, language) of all texts."""
+    sources = [(path, args.language) for path in find_sources(args.texts)]
+    for language in ("english", "chinese"):
+        if getattr(args, language):
+            sources.append((require_file(getattr(args, language)), language))
+    return sources
 
 
-def is_held_out(article: str, share: float, seed: int) -> bool:
-    """By the article's entity, so that its English and Chinese articles lie on one side."""
-    digest = hashlib.sha256(f"{seed} {article}".encode()).digest()
+def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Document]:
+    fields = [name for name in args.text_fields.split(",") if name]
+    for path, language in sources:
+        read = read_documents(path, language, fields, args.whole_files)
+        yield from tqdm(read, desc=path.name, unit=" documents", disable=None)
+
+
+def read_predictions(path: str) -> dict[str, list[str]]:
+    """Raw answers by piece, of cases with ids as ``RE-PIECE``."""
+    answers: dict[str, list[str]] = {}
+    for number, row in enumerate(read_records(path), 1):
+        if not isinstance(row.get("output"), str) or not isinstance(row.get("id"), str):
+            raise ValueError(f'{path}, record {number}: needs "id" and a text under "output"')
+        task, _, piece = row["id"].partition("-")
+        if task == "RE":
+            answers.setdefault(piece, []).append(row["output"])
+    if not answers:
+        raise ValueError(f"{path}: no answer to a case RE-…; ask a model the cases of train.jsonl with evaluate.py")
+    return answers
+
+
+def collect(found: Iterator, store: CaseStore, figures: Figures, args) -> Iterator[dict]:
+    """Store the cases of all pieces, count, and give back the evidence; a text that came before is left out."""
+    for batch in found:
+        for piece in batch:
+            if store.is_new(piece.id):
+                side = "heldout" if is_held_out(piece.document, args.heldout, args.seed) else "train"
+                for case in piece.cases:
+                    store.add_case(side, case)
+                figures.add(piece)
+                if piece.evidence:
+                    for triple in piece.evidence["triples"]:
+                        store.add_fact(triple["head"], triple["relation"], triple["tail"])
+                    yield piece.evidence
+
+
+def is_held_out(document: str, share: float, seed: int) -> bool:
+    """By the document's entity, so that its English and Chinese texts lie on one side."""
+    digest = hashlib.sha256(f"{seed} {document}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
 
 
-def case_of(task: str, piece: Piece, graph: KnowledgeGraph, seed: int) -> dict:
-    gold = GOLD[task](piece, graph)
-    schema = schema_for(task, piece, gold, graph, seed)
-    return {
-        "id": f"{task}-{piece.id}",
-        "task": task,
-        "language": piece.language,
-        "schema": schema,
-        "input": piece.text,
-        "gold": gold,
-    }
-
-
-def with_few_empty(cases: list[dict], share: float) -> list[dict]:
-    """Cases with an answer, and of the empty ones only so many; one with an empty schema asks nothing."""
-    full = [case for case in cases if case["gold"]]
-    empty = [case for case in cases if not case["gold"] and case["schema"]]
-    return full + sorted(empty, key=lambda case: case["id"])[: round(len(full) * share)]
-
-
-def balanced(cases: list[dict], most: int | None, seed: int) -> list[dict]:
-    """Cases in a fixed random order, tasks and languages taking turns; at most ``most``."""
-    groups = defaultdict(list)
-    for case in cases:
-        groups[case["task"], case["language"]].append(case)
-    for group in groups.values():
-        random.Random(seed).shuffle(group)
-    turns = [case for case in chain(*zip_longest(*groups.values())) if case is not None]
-    return turns[:most]
-
-
-def row_of(case: dict, form: str, wordings: int, seed: int) -> dict:
-    variant = random.Random(f"{seed} {case['id']}").randrange(wordings)
-    return {
-        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
-        "input": case["input"],
-        "output": write_answer(case["task"], case["gold"], form),
-    }
-
-
-def summarise(graph: KnowledgeGraph, pieces: list[Piece], train: list[dict], heldout: list[dict]) -> dict:
-    matched = {(t["head"], t["relation"], t["tail"]) for piece in pieces for t in piece.triples}
-    relations = Counter(t["relation"] for piece in pieces for t in piece.triples)
-    ambiguous = sum(len(mention.candidates) > 1 for piece in pieces for mention, _ in piece.entities)
-    return {
-        "entities": len(graph.entities),
-        "triples": graph.num_triples,
-        "matched": len(matched),
-        "pieces": len(pieces),
-        "pieces_with_triples": sum(bool(piece.triples) for piece in pieces),
-        "mentions": sum(len(piece.entities) for piece in pieces),
-        "ambiguous_mentions": ambiguous,
-        "rows": {
-            f"{side} {task} {language}": count
-            for side, cases in (("train", train), ("heldout", heldout))
-            for (task, language), count in sorted(Counter((c["task"], c["language"]) for c in cases).items())
-        },
-        "relations": dict(relations.most_common()),
-        "examples": [{"input": case["input"], "gold": case["gold"]} for case in heldout[:8]],
-    }
-
-
-def as_markdown(report: dict) -> str:
-    figures = [f"| {name} | {value} |" for name, value in report.items() if isinstance(value, int)]
-    relations = [f"| {name} | {count} |" for name, count in report["relations"].items()]
-    examples = [
-        f"- {example['input']}\n  - " + "\n  - ".join(" · ".join(item.values()) for item in example["gold"])
-        for example in report["examples"]
-        if example["gold"]
-    ]
-    return "\n".join(
-        [
-            "# Instructions from a knowledge graph",
-            "",
-            "| figure | count |",
-            "|---|---|",
-            *figures,
-            "",
-            "| rows | count |",
-            "|---|---|",
-            *(f"| {k} | {v} |" for k, v in report["rows"].items()),
-            "",
-            "## Matches per relation",
-            "",
-            "| relation | matches |",
-            "|---|---|",
-            *relations,
-            "",
-            "## Examples held out",
-            "",
-            *examples,
-            "",
-        ]
-    )
+def write_rows(path: Path, rows: Iterator[dict]) -> None:
+    """A JSON list, a row a line, written as it comes."""
+    with path.open("w", encoding="utf-8") as file:
+        for number, row in enumerate(rows):
+            file.write((",\n" if number else "[\n") + json.dumps(row, ensure_ascii=False))
+        file.write("\n]\n")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Read documents from files of any size in pieces: plain or JSON lines, gzip, zstd, Parquet."""
+"""Read documents from files of any size in pieces: plain or JSON lines, gzip, bzip2, zstd, Parquet."""
 
+import bz2
 import glob
 import gzip
 import io
@@ -82,6 +83,8 @@ def open_text(path: Path) -> Iterator[IO[bytes]]:
     try:
         if path.suffix == ".gz":
             stream: Any = io.BufferedReader(gzip.GzipFile(path))
+        elif path.suffix == ".bz2":
+            stream = io.BufferedReader(bz2.BZ2File(path))
         elif path.suffix == ".zst":
             import zstandard
 

@@ -1,146 +1,289 @@
-"""Distant supervision: extraction examples from texts and a knowledge graph (after InstructIE, arXiv 2305.11527)."""
+"""Distant supervision: the facts of a knowledge graph that a text may state (after InstructIE, arXiv 2305.11527)."""
 
 import hashlib
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from knowlm.extraction.knowledge import KnowledgeGraph, Mention, MentionFinder, disambiguate
-from knowlm.packing import pack_sentences
-from knowlm.sentences import sentence_ends
+from knowlm.extraction.documents import Document, Link, split_spans
+from knowlm.extraction.graph import Edges, KnowledgeGraph
+from knowlm.extraction.graph_schema import ALIAS, Topic
+from knowlm.extraction.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, values_of
+from knowlm.extraction.names import NameFinder
+from knowlm.extraction.values import ValueMention, matching_span
 
-SCHEMA_SIZE = {"NER": 6, "RE": 4}  # labels in one question, as IEPile batches them
-TRANSITIVE = ("located_in", "part_of", "parent_taxon")
-UNTYPED = ("concept",)  # too wide to be asked for as an entity type
+SECTION = 20_000  # characters of a long document that are disambiguated together
+Span = tuple[int, int]
+
+
+@dataclass
+class Match:
+    """A fact of the graph whose ends a piece names: ids, spans in the piece, how they were found."""
+
+    head: str
+    relation: str
+    tail: str  # an entity's id, or a date or number as the graph has it
+    head_span: Span
+    tail_span: Span
+    evidence: dict
+
+    def as_row(self, text: str) -> dict:
+        """What is kept of it as evidence."""
+        return {
+            "head": self.head,
+            "relation": self.relation,
+            "tail": self.tail,
+            "head_span": list(self.head_span),
+            "tail_span": list(self.tail_span),
+            "head_alias": text[slice(*self.head_span)],
+            "tail_alias": text[slice(*self.tail_span)],
+            **self.evidence,
+        }
 
 
 @dataclass
 class Piece:
-    """Some sentences of an article with the entities and triples found in them."""
+    """Some sentences of a document with the entities and facts found in them."""
 
     id: str
-    article: str  # the article's own entity, or its title
+    document: str  # its own entity's id, or its title, or a hash of its text
     language: str
     text: str
-    entities: list[tuple[Mention, str]]
-    triples: list[dict]  # head, relation, tail ids, with the mentions as evidence
+    entities: list[Choice]
+    triples: list[Match]
+    topic: Topic | None = None
+    matched: Counter[str] = field(default_factory=Counter)  # relations as matched, before any was cleaned away
+    by_chance: dict[str, float] = field(default_factory=dict)  # what a graph with shuffled tails would match
+
+
+def hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def find_pieces(
-    article: dict, language: str, graph: KnowledgeGraph, finder: MentionFinder, length: int
+    document: Document, graph: KnowledgeGraph, finder: NameFinder, length: int, min_margin: int = 0
 ) -> Iterator[Piece]:
-    """Pieces of an article ``{"title", "text"}`` of at most ``length`` characters (Chinese) or words (English)."""
-    titled = finder.find(article["title"])
-    own = [m for m in titled if m.stop - m.start == len(article["title"])] or titled[:1]
-    topic = disambiguate(own, graph, [c for m in finder.find(article["text"]) for c in m.candidates])[:1]
-    context = [entity for _, entity in topic]
-    for text in split_text(article["text"], language, length):
-        entities = disambiguate(finder.find(text), graph, context)
-        yield Piece(
-            id=hashlib.sha256(text.encode()).hexdigest()[:16],
-            article=context[0] if context else article["title"],
-            language=language,
-            text=text,
-            entities=entities,
-            triples=match_triples(entities, graph),
-        )
+    """Pieces of a document of at most ``length`` characters (Chinese) or words (English).
 
-
-def split_text(text: str, language: str, length: int) -> list[str]:
-    """Whole sentences, together at most ``length`` characters or words; a longer sentence stays alone.
-
-    >>> split_text("你好。再见！", "chinese", 3)
-    ['你好。', '再见！']
+    min_margin: a mention of several candidates whose choice was closer than that is left out.
     """
-    ends = sentence_ends(text, language)
-    sentences = [text[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    sizes = [min(len(s) if language == "chinese" else len(s.split()), length) for s in sentences]
-    pieces, covered = [], 0
-    for _, stop in pack_sentences(sizes, length):
-        pieces.append("".join(sentences[covered:stop]).strip())  # without the packing's look back
-        covered = stop
-    return [piece for piece in pieces if piece]
+    titled = title_mentions(document, graph, finder)
+    spans = split_spans(document.text, document.language, length)
+    for section in sections(spans):
+        part = within(document, section[0][0], section[-1][1])
+        mentions = find_mentions(part, graph, finder)
+        values = values_of(part.text, mentions)
+        ends = {candidate for mention in titled + mentions for candidate in mention.candidates}
+        edges = graph.edges(ends)
+        named = {candidate for mention in mentions for candidate in mention.candidates}
+        context = [choice.entity for choice in disambiguate(titled, graph, edges, values, named)]
+        choices = disambiguate(mentions, graph, edges, values, context)
+        choices = [choice for choice in choices if choice.margin is None or choice.margin >= min_margin]
+        degrees = degrees_of(choices, graph)
+        own = graph.key(context[0]) if context else document.title or hash_of(document.text)
+        for start, stop in section:
+            begin, end = start - section[0][0], stop - section[0][0]
+            inside = [moved(choice, begin) for choice in choices if begin <= choice.mention.start < end]
+            inside = [choice for choice in inside if choice.mention.stop <= stop - start]
+            text = part.text[begin:end]
+            said = [shifted(value, begin) for value in values if begin <= value.start and value.stop <= end]
+            yield make_piece(text, document.language, own, inside, said, context, graph, edges, degrees)
 
 
-def match_triples(entities: Sequence[tuple[Mention, str]], graph: KnowledgeGraph) -> list[dict]:
-    """Every graph relation between two entities of a piece, in both directions, once; with where it was found."""
-    first: dict[str, Mention] = {}
-    for mention, entity in entities:
-        first.setdefault(entity, mention)
-    triples = []
-    for head, head_mention in first.items():
-        for tail, tail_mention in first.items():
-            for relation in graph.relations_between.get((head, tail), ()):
-                triples.append(
-                    {
-                        "head": head,
-                        "relation": relation,
-                        "tail": tail,
-                        "head_span": [head_mention.start, head_mention.stop],
-                        "tail_span": [tail_mention.start, tail_mention.stop],
-                    }
-                )
-    return without_implied(triples)
+def sections(spans: Sequence[Span]) -> Iterator[list[Span]]:
+    section: list[Span] = []
+    for span in spans:
+        if section and span[1] - section[0][0] > SECTION:
+            yield section
+            section = []
+        section.append(span)
+    if section:
+        yield section
 
 
-def without_implied(triples: list[dict]) -> list[dict]:
-    """Drop a in c where a in b and b in c are there too, for the transitive relations."""
-    direct = {(t["head"], t["relation"], t["tail"]) for t in triples}
-
-    def implied(t: dict) -> bool:
-        return t["relation"] in TRANSITIVE and any(
-            (t["head"], t["relation"], middle) in direct and (middle, t["relation"], t["tail"]) in direct
-            for middle in {other["tail"] for other in triples} - {t["head"], t["tail"]}
-        )
-
-    return [t for t in triples if not implied(t)]
-
-
-def gold_entities(piece: Piece, graph: KnowledgeGraph) -> list[dict]:
-    """NER items: each name once."""
-    items: dict[tuple[str, str], dict] = {}
-    for mention, entity in piece.entities:
-        kind = graph.entities[entity]["type"] if entity in graph.entities else None
-        if kind in graph.types and kind not in UNTYPED:
-            item = {
-                "text": piece.text[mention.start : mention.stop],
-                "type": graph.label("types", kind, piece.language),
-            }
-            items.setdefault((item["text"], item["type"]), item)
-    return list(items.values())
-
-
-def gold_relations(piece: Piece, graph: KnowledgeGraph) -> list[dict]:
-    """RE items, with the names as the piece has them."""
-    return [
-        {
-            "head": piece.text[slice(*t["head_span"])],
-            "relation": graph.label("relations", t["relation"], piece.language),
-            "tail": piece.text[slice(*t["tail_span"])],
-        }
-        for t in piece.triples
+def within(document: Document, start: int, stop: int) -> Document:
+    links = [
+        Link(link.start - start, link.stop - start, link.target)
+        for link in document.links
+        if start <= link.start and link.stop <= stop
     ]
+    return Document(document.text[start:stop], document.language, document.title, links)
 
 
-def schema_for(task: str, piece: Piece, gold: Sequence[dict], graph: KnowledgeGraph, seed: int) -> list[str]:
-    """Labels to ask for: those of the answer and, up to the usual number, others that fit the piece's topic.
+def moved(choice: Choice, by: int) -> Choice:
+    mention = choice.mention
+    shifted = Mention(mention.start - by, mention.stop - by, mention.candidates, mention.is_link)
+    return Choice(shifted, choice.entity, choice.decided_by, choice.margin)
 
-    The others are negatives: relations whose head type is that of an entity of the piece, so confusable ones.
+
+def shifted(value: ValueMention, by: int) -> ValueMention:
+    return replace(value, start=value.start - by, stop=value.stop - by, year=(value.year[0] - by, value.year[1] - by))
+
+
+def degrees_of(choices: Sequence[Choice], graph: KnowledgeGraph) -> dict[int, list[tuple[int, int, int]]]:
+    """(relation, how often head, how often tail) of each entity."""
+    found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    for entity, relation, heads, tails in graph.degrees({choice.entity for choice in choices}):
+        found[entity].append((relation, heads, tails))
+    return found
+
+
+def make_piece(
+    text: str,
+    language: str,
+    document: str,
+    choices: list[Choice],
+    values: list[ValueMention],
+    context: Sequence[int],
+    graph: KnowledgeGraph,
+    edges: Edges,
+    degrees: Mapping[int, list[tuple[int, int, int]]],
+) -> Piece:
+    first: dict[int, Choice] = {}
+    for choice in choices:
+        first.setdefault(choice.entity, choice)
+    found = [*entity_matches(first, edges, graph), *value_matches(first, values, graph)]
+    matches = [match for match in found if match.relation in graph.schema.asked_relations]
+    matched = Counter(match.relation for match in matches)
+    if ALIAS in graph.schema.asked_relations:
+        matches += alias_matches(text, choices, graph)
+    kinds = [graph.type(entity) for entity in context[:1]] or [graph.type(choice.entity) for choice in choices]
+    return Piece(
+        id=hash_of(text),
+        document=document,
+        language=language,
+        text=text,
+        entities=choices,
+        triples=without_nested(without_implied(matches, graph), text),
+        topic=graph.schema.topic_of(kinds),
+        matched=matched,
+        by_chance=expected_by_chance(first, values, graph, degrees),
+    )
+
+
+def entity_matches(first: Mapping[int, Choice], edges: Edges, graph: KnowledgeGraph) -> Iterator[Match]:
+    """Every triple between two entities of a piece, in both directions, once; with where they are first named."""
+    for head, from_head in first.items():
+        linked = edges.get(head, {})
+        for tail in (entity for entity in first if entity in linked):
+            for number in linked[tail]:
+                evidence = {
+                    "path": [graph.key(head), graph.relations[number].id, graph.key(tail)],
+                    "head_choice": from_head.evidence(),
+                    "tail_choice": first[tail].evidence(),
+                }
+                yield match_of(graph, head, number, graph.key(tail), from_head, first[tail].mention, evidence)
+
+
+def value_matches(
+    first: Mapping[int, Choice], values: Sequence[ValueMention], graph: KnowledgeGraph
+) -> Iterator[Match]:
+    """Every date or quantity of an entity that the piece says, by its fullest mention."""
+    for head, choice in first.items() if values else ():
+        for number, value in graph.values(head):
+            said = [(span, mention) for mention in values if (span := matching_span(value, mention))]
+            if said:
+                span = max(said, key=lambda pair: (pair[0][1] - pair[0][0], -pair[0][0]))[0]
+                evidence = {
+                    "path": [graph.key(head), graph.relations[number].id, value],
+                    "head_choice": choice.evidence(),
+                    "tail_choice": None,
+                }
+                yield match_of(graph, head, number, str(value), choice, Mention(*span, ()), evidence)
+
+
+def match_of(
+    graph: KnowledgeGraph, head: int, number: int, tail: str, choice: Choice, named: Mention, evidence: dict
+) -> Match:
+    spans = (choice.mention.start, choice.mention.stop), (named.start, named.stop)
+    return Match(graph.key(head), graph.relations[number].id, tail, *spans, evidence)
+
+
+def alias_matches(text: str, choices: Sequence[Choice], graph: KnowledgeGraph) -> Iterator[Match]:
+    """Two names of one entity in a piece, neither part of the other: the first name, then each other one."""
+    named: dict[int, dict[str, Choice]] = defaultdict(dict)
+    for choice in choices:
+        named[choice.entity].setdefault(text[choice.mention.start : choice.mention.stop], choice)
+    for entity, names in named.items():
+        (main, choice), *others = names.items()
+        for other, named_so in others:
+            if main.lower() not in other.lower() and other.lower() not in main.lower():
+                key = graph.key(entity)
+                yield Match(
+                    key,
+                    ALIAS,
+                    key,
+                    (choice.mention.start, choice.mention.stop),
+                    (named_so.mention.start, named_so.mention.stop),
+                    {"path": [key], "head_choice": choice.evidence(), "tail_choice": named_so.evidence()},
+                )
+
+
+def without_implied(matches: Sequence[Match], graph: KnowledgeGraph) -> list[Match]:
+    """Drop a in c where a in b and b in c are there too, for the transitive relations."""
+    direct = {(match.head, match.relation, match.tail) for match in matches}
+    middles: dict[str, set[str]] = defaultdict(set)
+    for _, relation, tail in direct:
+        middles[relation].add(tail)
+
+    def implied(match: Match) -> bool:
+        return graph.schema.relations[match.relation].transitive and any(
+            (match.head, match.relation, middle) in direct and (middle, match.relation, match.tail) in direct
+            for middle in middles[match.relation] - {match.head, match.tail}
+        )
+
+    return [match for match in matches if not implied(match)]
+
+
+def without_nested(matches: Sequence[Match], text: str) -> list[Match]:
+    """Of two facts that differ in an argument which holds the other's, as York and New York, the longer."""
+
+    def names(match: Match) -> tuple[str, str]:
+        return text[slice(*match.head_span)], text[slice(*match.tail_span)]
+
+    by_relation: dict[str, list[tuple[str, str]]] = defaultdict(list)
+    for match in matches:
+        by_relation[match.relation].append(names(match))
+
+    def is_nested(match: Match) -> bool:
+        head, tail = names(match)
+        return any(
+            (head == other_head and tail != other_tail and tail in other_tail)
+            or (tail == other_tail and head != other_head and head in other_head)
+            for other_head, other_tail in by_relation[match.relation]
+        )
+
+    return [match for match in matches if not is_nested(match)]
+
+
+def expected_by_chance(
+    entities: Mapping[int, Choice],
+    values: Sequence[ValueMention],
+    graph: KnowledgeGraph,
+    degrees: Mapping[int, list[tuple[int, int, int]]],
+) -> dict[str, float]:
+    """How many triples of each relation a piece would match on average if the relation's tails were shuffled.
+
+    Under a random permutation of the tails of a relation's N triples, a pair is linked heads(a) × tails(b) / N times:
+    the mean over all shuffles, without drawing one. The entities stay those that the real graph helped to choose.
     """
-    generator = random.Random(f"{seed} {task} {piece.id}")
-    kinds = {graph.entities[entity]["type"] for _, entity in piece.entities if entity in graph.entities}
-    if task == "NER":
-        wanted = {item["type"] for item in gold}
-        others = [graph.label("types", kind, piece.language) for kind in graph.types if kind not in UNTYPED]
-    else:
-        wanted = {item["relation"] for item in gold}
-        others = [
-            graph.label("relations", relation, piece.language)
-            for relation, row in graph.relations.items()
-            if kinds & set(row["head_types"].split("|"))
-        ]
-    others = [label for label in others if label not in wanted]
-    generator.shuffle(others)
-    labels = [*sorted(wanted), *others[: max(SCHEMA_SIZE[task] - len(wanted), 0)]]
-    generator.shuffle(labels)
-    return labels
+    heads: Counter[int] = Counter()
+    tails: Counter[int] = Counter()
+    selves: Counter[int] = Counter()
+    for entity in entities:
+        for relation, as_head, as_tail in degrees.get(entity, ()):
+            heads[relation] += as_head
+            tails[relation] += as_tail
+            selves[relation] += as_head * as_tail
+    expected = {}
+    for relation, count in heads.items():
+        if graph.relations[relation].id not in graph.schema.asked_relations:
+            continue
+        said = sum(graph.count_values(relation, mention) for mention in dict.fromkeys(map(without_place, values)))
+        if chance := count * (tails[relation] + said) - selves[relation]:
+            expected[graph.relations[relation].id] = chance / graph.num_facts[relation]
+    return expected
+
+
+def without_place(mention: ValueMention) -> ValueMention:
+    return ValueMention(0, 0, mention.value, tolerance=mention.tolerance)

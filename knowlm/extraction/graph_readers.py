@@ -1,0 +1,292 @@
+"""Read knowledge graphs of any size, a line at a time: tables, JSON lines, N-Triples, Wikidata's JSON dump.
+
+Each reader yields facts:
+
+``Entity(key, type)``                     type: empty if the classes have to tell
+``Name(key, language, name, rank)``       of an entity, or a relation (RELATION before its id);
+                                          language: ``english``, ``chinese`` or empty (both);
+                                          rank 0: its main name, FALLBACK: only if it has no other
+``Triple(head, relation, tail, value)``   tail: an entity's key, unless there is a value as ``values.py`` has it
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote
+
+import orjson
+
+from knowlm.extraction.values import Value, read_value, write_date
+from knowlm.files import require_file
+from knowlm.sources import open_text
+
+FALLBACK = 9
+RELATION = "relation "
+INSTANCE_OF = ("instance_of", "P31", "http://www.w3.org/1999/02/22-rdf-syntax-ns#type")
+SUBCLASS_OF = ("subclass_of", "P279", "http://www.w3.org/2000/01/rdf-schema#subClassOf")
+LABELS = ("http://www.w3.org/2000/01/rdf-schema#label", "http://www.w3.org/2004/02/skos/core#prefLabel")
+ALIASES = (
+    "http://www.w3.org/2004/02/skos/core#altLabel",
+    "http://schema.org/alternateName",
+    "http://xmlns.com/foaf/0.1/name",
+    "http://schema.org/name",
+)
+N_TRIPLE = re.compile(
+    r'\s*(<[^>]*>|_:\S+)\s+<([^>]*)>\s+(?:(<[^>]*>|_:\S+)|"((?:[^"\\]|\\.)*)"(?:@([\w-]+)|\^\^<([^>]*)>)?)\s*\.\s*(?:#.*)?'
+)
+ESCAPE = re.compile(r'\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([tbnrf"\'\\]))')
+ESCAPED = {"t": "\t", "b": "\b", "n": "\n", "r": "\r", "f": "\f"}
+CHINESE_CODES = ("zh", "zh-hans", "zh-cn", "zh-hant", "zh-tw", "zh-hk", "zh-sg", "zh-mo")
+PRECISION = {9: 1, 10: 2, 11: 3}  # Wikidata's of a time: parts of the date that are known
+
+
+class Entity(NamedTuple):
+    key: str
+    type: str
+
+
+class Name(NamedTuple):
+    key: str
+    language: str
+    name: str
+    rank: int
+
+
+class Triple(NamedTuple):
+    head: str
+    relation: str
+    tail: str
+    value: Value | None = None
+    line: int = 0
+
+
+Fact = Entity | Name | Triple
+
+
+def reader_of(path: Path) -> Callable[[Path], Iterator[Fact]]:
+    """The reader for a file by its name, compressed or not; a folder holds the four tables.
+
+    Raises ValueError on a name that tells nothing.
+    """
+    if path.is_dir():
+        return read_tables
+    suffixes = [suffix for suffix in path.suffixes if suffix not in (".gz", ".bz2", ".zst")]
+    readers = {".tsv": read_tsv, ".jsonl": read_json_lines, ".nt": read_n_triples, ".json": read_wikidata}
+    if not suffixes or suffixes[-1] not in readers:
+        raise ValueError(
+            f"{path}: a folder of tables, .tsv, .jsonl, .nt or Wikidata's .json is needed (also .gz, .bz2, .zst)"
+        )
+    return readers[suffixes[-1]]
+
+
+def graph_inputs(path: Path) -> list[Path]:
+    """The files that a graph is read from."""
+    names = ("entities.tsv", "triples.tsv")
+    return [require_file(path / name) for name in names] if path.is_dir() else [require_file(path)]
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, line) of the lines that aren't blank; ValueError naming the line that isn't UTF-8."""
+    for number, content in raw_lines(path):
+        try:
+            line = content.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason}); convert the file") from None
+        if line.strip():
+            yield number, line.rstrip("\r\n")
+
+
+def raw_lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with open_text(path) as text:
+        yield from enumerate(text, 1)
+
+
+def read_tables(folder: Path) -> Iterator[Fact]:
+    """``entities.tsv`` and ``triples.tsv`` as ``finetune/data/encyclopedia/README.md`` tells them."""
+    for row, _ in rows_of(folder / "entities.tsv", ("id", "type")):
+        yield Entity(row["id"], row["type"])
+        for language, suffix in (("english", "en"), ("chinese", "zh")):
+            names = [row.get(f"name_{suffix}") or "", *(row.get(f"aliases_{suffix}") or "").split("|")]
+            yield from (Name(row["id"], language, name, rank) for rank, name in enumerate(names) if name)
+    for row, number in rows_of(folder / "triples.tsv", ("head", "relation", "tail")):
+        yield triple_of((row["head"], row["relation"], row["tail"]), number, is_year=True)
+
+
+def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, str], int]]:
+    """Rows of a table by its header, with line numbers."""
+    lines = lines_of(require_file(path))
+    header = next(lines, (1, ""))[1].split("\t")
+    if set(columns) - set(header):
+        raise ValueError(f"{path}: its first line must name the columns {', '.join(columns)}")
+    for number, line in lines:
+        cells = line.split("\t")
+        if len(cells) < len(columns):
+            raise ValueError(f"{path}, line {number}: {len(cells)} columns, {len(header)} are needed")
+        yield dict(zip(header, cells, strict=False)), number
+
+
+def triple_of(cells: Sequence[str], line: int, is_year: bool = False) -> Triple:
+    """A triple whose tail is a value if it looks like one; ``is_year``: any whole number is a year."""
+    head, relation, tail = cells
+    if is_year and re.fullmatch(r"-?\d+", tail):
+        return Triple(head, relation, tail, write_date(tail[0], abs(int(tail))), line)
+    return Triple(head, relation, tail, read_value(tail), line)
+
+
+def read_tsv(path: Path) -> Iterator[Fact]:
+    """``head<TAB>relation<TAB>tail`` with names; a header is not needed."""
+    for number, line in lines_of(path):
+        cells = [cell.strip() for cell in line.split("\t")]
+        if len(cells) != 3 or not all(cells):
+            raise ValueError(f"{path}, line {number}: head, relation and tail are needed, separated by tabs")
+        if number == 1 and cells == ["head", "relation", "tail"]:
+            continue
+        triple = triple_of(cells, number)
+        yield triple
+        yield from plain_names(triple)
+
+
+def plain_names(triple: Triple) -> Iterator[Fact]:
+    """The names of a triple's ends, which are their keys."""
+    for key in (triple.head, triple.tail) if triple.value is None else (triple.head,):
+        yield Entity(key, "")
+        yield Name(key, "", key, FALLBACK)
+
+
+def read_json_lines(path: Path) -> Iterator[Fact]:
+    """Objects of three kinds, in any order:
+
+    ``{"head", "relation", "tail"}``: ids or names; tail may be a number or a date;
+    ``{"id", "names": {"en": ["Paris"], "zh": [...]} or ["Paris"], "type"}``: an entity;
+    ``{"relation", "names": {"en": "capital", "zh": "首都"}}``: how a relation is called.
+    An end that no entity object names is called by its id.
+    """
+    for number, line in lines_of(path):
+        try:
+            row = orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
+        if isinstance(row, dict) and {"head", "relation", "tail"} <= row.keys():
+            ends = [row[name] for name in ("head", "relation", "tail")]
+            if not all(isinstance(end, str | int | float) and str(end).strip() for end in ends):
+                raise ValueError(f"{path}, line {number}: head, relation and tail must be texts, tail may be a number")
+            triple = triple_of([str(end).strip() for end in ends], number)
+            yield triple
+            yield from plain_names(triple)
+        elif isinstance(row, dict) and isinstance(row.get("id"), str):
+            yield Entity(row["id"], row.get("type") or "")
+            yield from (Name(row["id"], *rest) for rest in names_of(row.get("names"), path, number))
+        elif isinstance(row, dict) and isinstance(row.get("relation"), str):
+            yield from (Name(RELATION + row["relation"], *rest) for rest in names_of(row.get("names"), path, number))
+        else:
+            raise ValueError(f"{path}, line {number}: an object with head, relation, tail, or with id and names")
+
+
+def names_of(names: object, path: Path, line: int) -> Iterator[tuple[str, str, int]]:
+    """(language, name, rank) of ``{"en": names, "zh": names}`` or names of both languages."""
+    by_code = names if isinstance(names, dict) else {"": names}
+    for code, listed in by_code.items():
+        listed = [listed] if isinstance(listed, str) else listed
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            raise ValueError(f'{path}, line {line}: "names" must be texts, or lists of texts under "en" and "zh"')
+        if (language := language_of(code)) is not None:
+            yield from ((language, name, rank) for rank, name in enumerate(listed))
+
+
+def language_of(code: str) -> str | None:
+    """Our name of a language code; empty for both, None for another language."""
+    code = code.lower()
+    if code in ("", "mul"):
+        return ""
+    return "english" if code.split("-")[0] == "en" else "chinese" if code in CHINESE_CODES else None
+
+
+def read_n_triples(path: Path) -> Iterator[Fact]:
+    """RDF as N-Triples: names from labels, types from rdf:type, dates and numbers from literals."""
+    last = ""
+    for number, line in lines_of(path):
+        if line.lstrip().startswith("#"):
+            continue
+        match = N_TRIPLE.fullmatch(line)
+        if not match:
+            raise ValueError(f"{path}, line {number}: not a line of N-Triples: {line[:80]}")
+        head, relation, tail, literal, code, datatype = match.groups()
+        head = head.strip("<>")
+        if head != last:
+            yield Entity(head, "")
+            yield Name(head, "", local_name(head), FALLBACK)
+            last = head
+        if tail is not None:
+            tail = tail.strip("<>")
+            yield Triple(head, relation, tail, None, number)
+            if relation not in INSTANCE_OF + SUBCLASS_OF:
+                yield Entity(tail, "")
+                yield Name(tail, "", local_name(tail), FALLBACK)
+            continue
+        text = ESCAPE.sub(lambda m: ESCAPED.get(m[3], m[3]) if m[3] else chr(int(m[1] or m[2], 16)), literal)
+        language = language_of(code or "")
+        if relation in LABELS + ALIASES:
+            if language is not None:
+                yield Name(head, language, text, 0 if relation in LABELS else 1)
+        elif datatype and (value := read_value(text)) is not None:
+            yield Triple(head, relation, text, value, number)
+
+
+def local_name(iri: str) -> str:
+    """What an IRI says by itself.
+
+    >>> [local_name(iri) for iri in ("http://dbpedia.org/resource/New_York", "http://x.org/terms#birthPlace")]
+    ['New York', 'birthPlace']
+    """
+    return unquote(re.split(r"[/#]", iri)[-1]).replace("_", " ")
+
+
+def read_wikidata(path: Path) -> Iterator[Fact]:
+    """Wikidata's JSON dump (https://doc.wikimedia.org/Wikibase/master/php/docs_topics_json.html), an entity a line.
+
+    English and Chinese labels and aliases; of each property the preferred statements, else the normal ones; values
+    that are entities, times known at least to the year, or quantities.
+    """
+    for number, line in lines_of(path):
+        line = line.strip().rstrip(",")
+        if line in ("[", "]"):
+            continue
+        try:
+            row = orjson.loads(line)
+            yield from wikidata_facts(row, number)
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError):
+            raise ValueError(
+                f"{path}, line {number}: not an entity of Wikidata's dump: {line[:60]}; "
+                'a .json graph has an object a line, with "id", "labels" and "claims"'
+            ) from None
+
+
+def wikidata_facts(row: dict, line: int) -> Iterator[Fact]:
+    key, is_property = row["id"], row["id"].startswith("P")
+    if not is_property:
+        yield Entity(key, "")
+    for field, rank in (("labels", 0), ("aliases", 1)):
+        for code, listed in (row.get(field) or {}).items():
+            language = language_of(code)
+            for name in [] if language is None else listed if isinstance(listed, list) else [listed]:
+                yield Name(RELATION + key if is_property else key, language or "", name["value"], rank)
+    for name, statements in (row.get("claims") or {}).items() if not is_property else ():
+        best = "preferred" if any(s.get("rank") == "preferred" for s in statements) else "normal"
+        for statement in statements:
+            snak = statement["mainsnak"]
+            if statement.get("rank", "normal") == best and snak.get("snaktype") == "value":
+                yield from wikidata_triple(key, name, snak["datavalue"], line)
+
+
+def wikidata_triple(head: str, name: str, data: dict, line: int) -> Iterator[Triple]:
+    value = data["value"]
+    if data["type"] == "wikibase-entityid":
+        tail = value.get("id") or f"Q{value['numeric-id']}"
+        yield Triple(head, name, tail, None, line)
+    elif data["type"] == "time" and value["precision"] in PRECISION:
+        sign, year, month, day = re.fullmatch(r"([+-])(\d+)-(\d\d)-(\d\d)T.*", value["time"]).groups()  # type: ignore[union-attr]
+        known = [int(part) for part in (year, month, day)[: PRECISION[value["precision"]]]]
+        yield Triple(head, name, value["time"], write_date(sign, *known), line)
+    elif data["type"] == "quantity":
+        yield Triple(head, name, value["amount"], float(value["amount"]), line)

@@ -1,0 +1,163 @@
+"""From pieces of text with their facts to extraction cases, and from cases to instruction rows."""
+
+import random
+from collections.abc import Callable, Sequence
+
+from knowlm.extraction.forms import render, write_answer
+from knowlm.extraction.graph_schema import Relation, Schema, Type
+from knowlm.extraction.parsing import parse
+from knowlm.extraction.supervision import Match, Piece
+
+SCHEMA_SIZE = {"NER": 6, "RE": 4, "EE": 4}  # labels in one question, as IEPile batches them
+EVENT = "event"  # the type whose entities are triggers
+
+TypeOf = Callable[[int], str]
+
+
+def gold_entities(piece: Piece, schema: Schema, type_of: TypeOf) -> list[dict]:
+    """NER items: each name once."""
+    items: dict[tuple[str, str], dict] = {}
+    for choice in piece.entities:
+        kind = type_of(choice.entity)
+        if kind in schema.asked_types:
+            text = piece.text[choice.mention.start : choice.mention.stop]
+            item = {"text": text, "type": schema.types[kind].name(piece.language)}
+            items.setdefault((item["text"], item["type"]), item)
+    return list(items.values())
+
+
+def gold_relations(piece: Piece, schema: Schema) -> list[dict]:
+    """RE items, with the names as the piece has them, each once."""
+    items = [
+        (
+            piece.text[slice(*match.head_span)],
+            schema.relations[match.relation].name(piece.language),
+            piece.text[slice(*match.tail_span)],
+        )
+        for match in piece.triples
+    ]
+    return [dict(zip(("head", "relation", "tail"), item, strict=True)) for item in dict.fromkeys(items)]
+
+
+def gold_events(piece: Piece, schema: Schema, type_of: TypeOf) -> list[dict]:
+    """EE items: a named event is the trigger, what the graph links it to are its arguments."""
+    if EVENT not in schema.types:
+        return []
+    named = {(choice.mention.start, choice.mention.stop): type_of(choice.entity) for choice in piece.entities}
+    by_trigger: dict[str, list[Match]] = {}
+    for match in piece.triples:
+        if named.get(match.head_span) == EVENT:
+            by_trigger.setdefault(piece.text[slice(*match.head_span)], []).append(match)
+    return [
+        {
+            "type": schema.types[EVENT].name(piece.language),
+            "trigger": trigger,
+            "arguments": [
+                {
+                    "text": piece.text[slice(*match.tail_span)],
+                    "role": schema.relations[match.relation].name(piece.language),
+                }
+                for match in matches
+            ],
+        }
+        for trigger, matches in by_trigger.items()
+    ]
+
+
+def gold_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf) -> list[dict]:
+    if task == "RE":
+        return gold_relations(piece, schema)
+    return (gold_entities if task == "NER" else gold_events)(piece, schema, type_of)
+
+
+def case_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf, seed: int) -> dict:
+    """A case for ``finetune/evaluate.py``; its schema is empty if there is nothing to ask."""
+    gold = gold_of(task, piece, schema, type_of)
+    generator = random.Random(f"{seed} {task} {piece.id}")
+    case = {"id": f"{task}-{piece.id}", "task": task, "language": piece.language}
+    if task == "EE":
+        asked: list = [events_asked(schema, piece.language)] if EVENT in schema.types else []
+    elif task == "NER":
+        kinds = [schema.types[kind] for kind in schema.types if kind in schema.asked_types]
+        asked = labels(piece, {item["type"] for item in gold}, [kinds], SCHEMA_SIZE[task], generator)
+    else:
+        groups = relation_negatives(piece, gold, schema, {type_of(choice.entity) for choice in piece.entities})
+        asked = labels(piece, {item["relation"] for item in gold}, groups, SCHEMA_SIZE[task], generator)
+    topic = piece.topic.name(piece.language) if piece.topic else None
+    return case | {"topic": topic, "schema": asked, "input": piece.text, "gold": gold}
+
+
+def relation_negatives(piece: Piece, gold: Sequence[dict], schema: Schema, kinds: set[str]) -> list[list[Relation]]:
+    """Relations to ask for in vain, the hardest group first.
+
+    Those that link the same types as one of the answer, as birthplace and deathplace; then those of the text's topic;
+    then those that an entity of the piece may be the head of.
+    """
+    asked = [relation for relation in schema.relations.values() if relation.id in schema.asked_relations]
+    wanted = {item["relation"] for item in gold}
+    answered = [relation for relation in asked if relation.name(piece.language) in wanted]
+    topic = set(piece.topic.types) if piece.topic else set()
+    return [
+        [relation for relation in asked if relation.head_types and any(relation.is_like(other) for other in answered)],
+        [relation for relation in asked if topic & set(relation.head_types)],
+        [relation for relation in asked if not relation.head_types or kinds & set(relation.head_types)],
+    ]
+
+
+def labels(
+    piece: Piece,
+    wanted: set[str],
+    negatives: Sequence[Sequence[Relation | Type]],
+    size: int,
+    generator: random.Random,
+) -> list[str]:
+    """Labels to ask for: those of the answer and, up to ``size``, negatives; of several groups the first gives half."""
+    chosen = sorted(wanted)
+    for place, group in enumerate(negatives):
+        others = [label for label in dict.fromkeys(row.name(piece.language) for row in group) if label not in chosen]
+        generator.shuffle(others)
+        room = max(size - len(chosen), 0)
+        chosen += others[: -(-room // 2) if place == 0 and len(negatives) > 1 else room]
+    generator.shuffle(chosen)
+    return chosen
+
+
+def events_asked(schema: Schema, language: str) -> dict:
+    roles = [
+        relation.name(language)
+        for relation in schema.relations.values()
+        if EVENT in relation.head_types and relation.id in schema.asked_relations
+    ]
+    return {"type": schema.types[EVENT].name(language), "roles": roles}
+
+
+def add_predictions(piece: Piece, outputs: Sequence[str], schema: Schema) -> int:
+    """Add the triples that a model found in a piece to its facts; how many were new.
+
+    outputs: raw answers. Only relations of the schema count, and names that the text has, verbatim.
+    """
+    by_label = {relation.name(piece.language): relation.id for relation in schema.relations.values()}
+    known = {(item["head"], item["relation"], item["tail"]) for item in gold_relations(piece, schema)}
+    before = len(piece.triples)
+    for item in [item for output in outputs for item in parse("RE", output, list(by_label)).items]:
+        triple = (item["head"], item["relation"], item["tail"])
+        starts = piece.text.find(item["head"]), piece.text.find(item["tail"])
+        relation = by_label.get(item["relation"])
+        if relation not in schema.asked_relations or not triple[0] or not triple[2] or min(starts) < 0:
+            continue
+        if triple not in known:
+            known.add(triple)
+            head, tail = ((start, start + len(name)) for start, name in zip(starts, triple[::2], strict=True))
+            piece.triples.append(Match(triple[0], str(relation), triple[2], head, tail, {"from": "prediction"}))
+    return len(piece.triples) - before
+
+
+def row_of(case: dict, forms: Sequence[str], wordings: int, seed: int) -> dict:
+    """An Alpaca row; which wording and which of the forms is drawn by the case's id."""
+    generator = random.Random(f"{seed} {case['id']}")
+    variant, form = generator.randrange(wordings), generator.choice(forms)
+    return {
+        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
+        "input": case["input"],
+        "output": write_answer(case["task"], case["gold"], form),
+    }

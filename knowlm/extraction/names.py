@@ -1,0 +1,148 @@
+"""Names of entities in text: one Aho–Corasick automaton for all of a language, the longest name wins."""
+
+import heapq
+import sqlite3
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from functools import cache
+
+import ahocorasick
+
+from knowlm.extraction.values import find_values
+from knowlm.sentences import CHINESE_LETTER
+
+LONGEST = 100  # characters of a name
+# Names that nearly always are a word of the language instead; written in capitals (IT, US, WHO) they stay names.
+FUNCTION_WORDS = frozenset(
+    """
+    a about above after again all also am an and any are as at be been before being below between both but by can
+    could did do does done down each few for from had has have having he her here him his how i if in into is it
+    its just less made many may me more most much must my near no nor not now of off on one only or other our out
+    over own per same she should so some such than that the their them then there these they this those through to
+    too two under until up upon us used very was we were what when where which while who whom whose why will with
+    within without would you your
+    """.split()  # noqa: SIM905
+)
+INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
+KEPT = dict.fromkeys(map(ord, "\n"))  # control characters that stay
+
+
+class _Folded(dict):
+    """What each character becomes, found when it is first met."""
+
+    def __missing__(self, code: int) -> int:
+        plain = chr(code)
+        if 0xFF01 <= code <= 0xFF5E or code == 0x3000:
+            plain = unicodedata.normalize("NFKC", plain)
+        elif CHINESE_LETTER.match(plain):
+            plain = _simplifier().convert(plain)
+        self[code] = ord(plain) if len(plain) == 1 else code
+        return self[code]
+
+
+FOLDED = _Folded({code: code for code in range(0x80)})
+
+
+@cache
+def _simplifier():
+    from opencc import OpenCC
+
+    return OpenCC("t2s")
+
+
+def fold(text: str) -> str:
+    """Full-width letters and marks as ASCII, traditional Chinese as simplified: names are sought in this form.
+
+    Character by character, so spans hold.
+
+    >>> fold("ＮＡＳＡ（臺灣）")
+    'NASA(台湾)'
+    """
+    return text if text.isascii() else text.translate(FOLDED)
+
+
+def clean(text: str) -> str:
+    """Control and invisible characters as spaces, so that spans hold; line breaks stay."""
+    return text.replace("\r\n", " \n").translate({code: mark for code, mark in INVISIBLE.items() if code not in KEPT})
+
+
+def is_name(name: str) -> bool:
+    """Whether a folded name is sought in texts: no number, no date, no function word, not a single character.
+
+    >>> [name for name in ("Paris", "1889", "在", "It", "IT", "3.5 million") if is_name(name)]
+    ['Paris', 'IT']
+    """
+    if not 1 < len(name) <= LONGEST or not any(character.isalpha() for character in name):
+        return False
+    if name.lower() in FUNCTION_WORDS and not name.isupper():
+        return False
+    return not (name[0].isdigit() or name[-1].isdigit() or name[-1] in "年月日") or all(
+        (value.start, value.stop) != (0, len(name)) for value in find_values(name)
+    )
+
+
+def is_whole(text: str, start: int, stop: int) -> bool:
+    """Whether no word of letters goes on beyond ``text[start:stop]``; Chinese has no such bounds.
+
+    >>> [is_whole(text, 0, 5) for text in ("Paris is", "Parisian", "Paris的")]
+    [True, False, True]
+    """
+    return not (_joined(text, start) or _joined(text, stop))
+
+
+def _joined(text: str, place: int) -> bool:
+    if not 0 < place < len(text):
+        return False
+    before, after = text[place - 1], text[place]
+    return before.isalnum() and after.isalnum() and not (CHINESE_LETTER.match(before) or CHINESE_LETTER.match(after))
+
+
+class NameFinder:
+    """Finds every name of a language's entities in a text."""
+
+    def __init__(self, connection: sqlite3.Connection, language: str):
+        self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
+        rows = connection.execute("SELECT DISTINCT name FROM names WHERE language IN (?, '')", (language,))
+        for (name,) in rows:
+            self._automaton.add_word(name, len(name))
+        self._automaton.make_automaton()
+
+    def __len__(self) -> int:
+        return len(self._automaton)
+
+    def find(self, text: str, taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+        """Spans of a folded text in reading order, the longest first, none touching another or one that is taken."""
+        if not len(self._automaton):  # an empty one can't be searched
+            return []
+        found = [(end + 1 - length, end + 1) for end, length in self._automaton.iter(text)]
+        return longest([span for span in found if is_whole(text, *span)], taken)
+
+
+def name_finders(connection: sqlite3.Connection, languages: Sequence[str]) -> dict[str, NameFinder]:
+    """A finder for each language; one for all where the graph doesn't say of which language a name is."""
+    (differ,) = connection.execute("SELECT EXISTS (SELECT 1 FROM names WHERE language != '')").fetchone()
+    if differ:
+        return {language: NameFinder(connection, language) for language in languages}
+    return dict.fromkeys(languages, NameFinder(connection, ""))
+
+
+def longest(spans: Iterable[tuple[int, int]], taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """Of spans that overlap the longest, then the first; those taken aren't given back.
+
+    >>> longest([(0, 5), (0, 12), (9, 12), (14, 16)])
+    [(0, 12), (14, 16)]
+    """
+    starts = sorted(start for start, _ in taken)
+    stops = sorted(stop for _, stop in taken)
+    queue = [(start - stop, start, stop) for start, stop in set(spans)]
+    heapq.heapify(queue)
+    kept = []
+    while queue:
+        _, start, stop = heapq.heappop(queue)
+        place = bisect_left(stops, start + 1)  # the first that ends behind this one's start
+        if place == len(starts) or starts[place] >= stop:
+            starts.insert(place, start)
+            stops.insert(place, stop)
+            kept.append((start, stop))
+    return sorted(kept)

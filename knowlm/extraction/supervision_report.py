@@ -1,0 +1,142 @@
+"""What a run of distant supervision found, how much of it chance alone would explain, and examples."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from knowlm.extraction.graph import KnowledgeGraph
+from knowlm.extraction.names import NameFinder
+from knowlm.extraction.supervisors import Found
+
+EXAMPLES = 3  # of each relation
+
+
+class Figures:
+    """Counts of a run, filled piece by piece; memory doesn't grow with it."""
+
+    def __init__(self, graph: KnowledgeGraph, finders: Mapping[str, NameFinder]):
+        self.graph = {
+            "entities": graph.count("entities"),
+            "triples": graph.count("triples") + graph.count("literals"),
+            "triples_left_out": graph.dropped(),
+            "names": sum(len(finder) for finder in {id(finder): finder for finder in finders.values()}.values()),
+        }
+        self.counts: Counter[str] = Counter()
+        self.relations: Counter[str] = Counter()
+        self.topics: Counter[str] = Counter()
+        self.matched: Counter[str] = Counter()
+        self.by_chance: Counter[str] = Counter()
+        self.examples: dict[str, list[dict]] = {}
+        self.rows: dict[str, Counter[tuple[str, str]]] = {}
+
+    def add(self, piece: Found) -> None:
+        self.counts.update(
+            pieces=1,
+            pieces_with_triples=bool(piece.evidence),
+            mentions=piece.mentions,
+            ambiguous_mentions=piece.ambiguous,
+            undecided_mentions=piece.undecided,
+            predicted_triples=piece.predicted,
+        )
+        self.matched.update(piece.matched)
+        for relation, expected in piece.by_chance.items():
+            self.by_chance[relation] += expected  # type: ignore[assignment]
+        if piece.evidence:
+            self.topics[piece.topic] += 1
+            for triple in piece.evidence["triples"]:
+                self.relations[triple["relation"]] += 1
+                kept = self.examples.setdefault(triple["relation"], [])
+                if len(kept) < EXAMPLES:
+                    kept.append({"text": piece.evidence["text"][:300], **triple})
+
+    def report(self, matched: int, heldout: list[dict]) -> dict:
+        """Everything as JSON; ``matched``: different triples found; heldout: cases to show."""
+        noise = {
+            relation: {
+                "matches": count,
+                "by_chance": round(self.by_chance[relation], 2),
+                "share": round(self.by_chance[relation] / count, 4),
+            }
+            for relation, count in self.matched.most_common()
+        }
+        total = sum(self.matched.values())
+        return {
+            **self.graph,
+            "matched": matched,
+            **self.counts,
+            "noise": round(sum(self.by_chance[relation] for relation in self.matched) / total, 4) if total else None,
+            "rows": {
+                f"{side} {task} {language}": count
+                for side, counts in self.rows.items()
+                for (task, language), count in sorted(counts.items())
+            },
+            "topics": dict(self.topics.most_common()),
+            "relations": dict(self.relations.most_common()),
+            "noise_by_relation": noise,
+            "examples_by_relation": self.examples,
+            "examples": [{"input": case["input"], "gold": case["gold"]} for case in heldout],
+        }
+
+
+def as_markdown(report: dict) -> str:
+    figures = [f"| {name.replace('_', ' ')} | {value} |" for name, value in report.items() if isinstance(value, int)]
+    return "\n".join(
+        [
+            "# Instructions from a knowledge graph",
+            "",
+            "| figure | count |",
+            "|---|---|",
+            *figures,
+            "",
+            "| rows | count |",
+            "|---|---|",
+            *(f"| {name} | {count} |" for name, count in report["rows"].items()),
+            "",
+            "| topic | pieces with triples |",
+            "|---|---|",
+            *(f"| {name} | {count} |" for name, count in report["topics"].items()),
+            "",
+            "## Matches per relation",
+            "",
+            "By chance: how many matches a graph would give whose tails were shuffled within each relation, the mean",
+            "over all shuffles. The share is what chance alone explains. A match may be noise beyond that: where two",
+            "entities are linked in the graph by a fact that the text does not state.",
+            "",
+            "| relation | in the data | matches | by chance | share |",
+            "|---|---|---|---|---|",
+            *(noise_row(report, name) for name in report["noise_by_relation"] | report["relations"]),
+            "",
+            "## Examples of each relation",
+            "",
+            *(
+                line
+                for name, examples in report["examples_by_relation"].items()
+                for line in of_relation(name, examples)
+            ),
+            "",
+            "## Examples held out",
+            "",
+            *(line for example in report["examples"] if example["gold"] for line in held_out(example)),
+            "",
+        ]
+    )
+
+
+def noise_row(report: dict, name: str) -> str:
+    noise = report["noise_by_relation"].get(name)
+    told = f"{noise['matches']} | {noise['by_chance']} | {noise['share']:.1%}" if noise else " | | "
+    return f"| {name} | {report['relations'].get(name, 0)} | {told} |"
+
+
+def of_relation(name: str, examples: list[dict]) -> list[str]:
+    lines = [f"- {name}"]
+    for example in examples:
+        text = " ".join(example["text"].split())
+        lines.append(f"  - **{example['head_alias']}** · {name} · **{example['tail_alias']}**: {text}")
+    return lines
+
+
+def held_out(example: dict) -> list[str]:
+    return [
+        f"- {' '.join(example['input'].split())}",
+        *(f"  - {' · '.join(str(part) for part in item.values())}" for item in example["gold"]),
+    ]
