@@ -69,7 +69,11 @@ def parse_args():
     parser.add_argument("--from", dest="source", required=True, choices=KINDS, help="form of the input")
     parser.add_argument("--to", required=True, choices=KINDS, help="form of the output")
     parser.add_argument("--output", required=True, help="file to write; .json: a list, else one record a line")
-    parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are written (default: tuple)")
+    parser.add_argument(
+        "--form",
+        default="tuple",
+        help=f"how answers are written, or several, drawn at random: {', '.join(FORMS)} (tuple)",
+    )
     parser.add_argument(
         "--wordings", type=int, default=1, help="different wordings of an instruction, drawn at random (default: 1)"
     )
@@ -96,6 +100,8 @@ def parse_args():
         refuse("--hard_negatives goes with --ask hard")
     if args.empty_share is not None and args.empty_share < 0:
         refuse("--empty_share must be 0 or more")
+    if not set(args.form.split(",")) <= set(FORMS):
+        refuse(f"--form {args.form}: forms are {', '.join(FORMS)}")
     if args.wordings < 1:
         refuse("--wordings must be 1 or more")
     if Path(args.input).resolve() == Path(args.output).resolve():
@@ -190,7 +196,7 @@ def write_cases(args, cases: Iterator[dict]) -> Iterator[dict]:
         return map(write_ccks, cases)
     if args.to == "instructie":
         return write_annotated(cases)
-    return write_rows((row_of(case, args.form, args.wordings, args.seed) for case in cases), args.to)
+    return write_rows((row_of(case, args.form.split(","), args.wordings, args.seed) for case in cases), args.to)
 
 
 def write_rows(rows: Iterator[dict], kind: str) -> Iterator[dict]:

@@ -28,12 +28,12 @@ from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.case_store import CaseStore
+from knowlm.extraction.cases import row_of
 from knowlm.extraction.documents import Document, read_documents
-from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS
+from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
 from knowlm.extraction.graph import KnowledgeGraph
 from knowlm.extraction.graph_builder import build_database, schema_for_graph
 from knowlm.extraction.graph_readers import graph_inputs, reader_of
-from knowlm.extraction.instructions import row_of
 from knowlm.extraction.names import name_finders
 from knowlm.extraction.supervision_report import Figures, as_markdown
 from knowlm.extraction.supervisors import Supervisor, find_all
@@ -149,6 +149,9 @@ def parse_args():
     for flag, given, known in (("tasks", args.tasks, TASKS), ("form", args.form, FORMS)):
         if not set(given) <= set(known):
             refuse(f"--{flag}: {','.join(given)}; choose from {', '.join(known)}")
+    for task in args.tasks:
+        if not set(args.form) & set(forms_of(task)):
+            refuse(f"--form {','.join(args.form)}: {task} answers are written as {', '.join(forms_of(task))}")
     if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
         refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):

@@ -10,12 +10,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from knowlm.batching import Batching, MicroBatches, collate
-from knowlm.files import read_json, require_file, write_json
+from knowlm.extraction.answering import question_of
+from knowlm.extraction.cases import read_cases
+from knowlm.extraction.leakage import shared_text
+from knowlm.files import read_json, read_records, require_file, write_json
 from knowlm.instructions import Example, describe_lengths, encode_rows, read_rows
 from knowlm.models import check_model_folder, load_tokenizer
 from knowlm.prompts import Prompter
 from knowlm.training import last_losses, last_whole_checkpoint
-from knowlm.validation import answers, mean_f1, prompts_of, read_cases
+from knowlm.validation import answers, mean_f1
+
+GOLD = Path(__file__).resolve().parents[1] / "finetune/data/gold"
 
 
 @dataclass(kw_only=True)
@@ -78,6 +83,16 @@ class TuningData:
         return bool(self.held_out or self.cases)
 
 
+def refuse_gold(rows: list[dict], path: str) -> None:
+    """Raise ValueError if a row holds a sentence of the gold set: a model that has seen it can't be measured by it."""
+    for language in ("english", "chinese"):
+        gold = read_records(GOLD / f"{language}.jsonl")
+        for shared in shared_text(gold, rows):
+            raise ValueError(
+                f"{path}, record {shared.row}: holds {shared.text[:60]!r} of the gold set ({shared.case}); take it out"
+            )
+
+
 def load_data(settings: TuningSettings) -> TuningData:
     """Check the settings, read and tokenise the rows, say on stderr how they fit; no model is loaded.
 
@@ -85,8 +100,9 @@ def load_data(settings: TuningSettings) -> TuningData:
     """
     check_settings(settings)
     prompter = Prompter(settings.prompt_template_name)
-    cases = read_cases(settings.eval_cases, settings.num_eval_cases) if settings.eval_cases else []
+    cases = read_cases(settings.eval_cases)[: settings.num_eval_cases] if settings.eval_cases else []
     rows = read_rows(settings.data_path)
+    refuse_gold(rows, settings.data_path)
     tokenizer = load_tokenizer(settings.base_model)
     examples = list(encode_rows(rows, prompter, tokenizer, settings.cutoff_len, settings.train_on_inputs))
     say(f"{settings.data_path}: {describe_lengths(examples, settings.cutoff_len)}")
@@ -284,7 +300,7 @@ def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
 
         def f1(self) -> float:
             """Each process answers its share; all shares are of one size, as ZeRO-3 needs."""
-            prompts = prompts_of(data.cases, data.prompter)
+            prompts = [data.prompter.prompt(**question_of(case, "tuple")) for case in data.cases]
             numbers = [n % len(prompts) for n in range(-(-len(prompts) // processes) * processes)]
             ours = numbers[self.args.process_index :: processes]
             with self.accelerator.autocast():

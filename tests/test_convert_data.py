@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowlm.extraction.cases import case_of_row, row_of
-from knowlm.extraction.label_batches import BATCH, batched, confusable, label_of
+from knowlm.extraction.forms import LABELS_AT_ONCE
+from knowlm.extraction.label_batches import batched, confusable, label_of
 from knowlm.extraction.published_data import read_iepile, write_iepile
 
 NER = {
@@ -189,7 +190,7 @@ def test_batches_hold_every_item_once_and_each_label_at_most_once(schema, data):
     for every_label in (True, False):
         batches = batched(case, schema, confusable({label: set() for label in schema}), 0, every_label)
         asked = [label for batch in batches for label in batch["schema"]]
-        assert len(set(asked)) == len(asked) and max(len(batch["schema"]) for batch in batches) <= BATCH["NER"]
+        assert len(set(asked)) == len(asked) and max(len(batch["schema"]) for batch in batches) <= LABELS_AT_ONCE["NER"]
         assert not every_label or sorted(asked) == sorted(schema)
         kept = [item for batch in batches for item in batch["gold"]]
         assert sorted(kept, key=str) == sorted(gold, key=str)

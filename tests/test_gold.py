@@ -156,3 +156,12 @@ def test_a_short_shared_name_is_no_leak_but_a_short_case_is():
     rows = [{"text": "A case before the Supreme Court of the United States. It rained."}]
     assert [shared.case for shared in shared_text([long, short], rows)] == ["short"]
     assert {shared.case for shared in shared_text([long, short], rows, words=5)} == {"long", "short"}
+
+
+def test_tuning_refuses_rows_of_the_gold_set():
+    from knowlm.tuning import refuse_gold
+
+    rows = [{"instruction": "x", "input": "", "output": ""}, {"instruction": "y", "input": CASES[-1]["input"].upper()}]
+    refuse_gold(rows[:1], "train.json")
+    with pytest.raises(ValueError, match=r"train.json, record 2: holds .* of the gold set \(gold-zh"):
+        refuse_gold(rows, "train.json")

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from knowlm.extraction.case_store import CaseStore
+from knowlm.extraction.cases import row_of
 from knowlm.extraction.graph_schema import default_schema
-from knowlm.extraction.instructions import EVENT, case_of, row_of
+from knowlm.extraction.instructions import EVENT, case_of
 from knowlm.extraction.parsing import parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -3,6 +3,7 @@
 import itertools
 import random
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -64,13 +65,21 @@ def _texts(case: dict) -> list:
     return [*roles, *(item[name] for item in gold for name in ("type", "trigger")), *arguments]
 
 
-def row_of(case: dict, form: str = "tuple", wordings: int = 1, seed: int = 0) -> dict[str, str]:
-    """A case as an instruction with its answer; one of so many wordings, drawn at random from seed and id."""
-    variant = random.Random(f"{seed} {case['id']}").randrange(wordings)
+def row_of(case: dict, forms: Sequence[str] = ("tuple",), wordings: int = 1, seed: int = 0) -> dict[str, str]:
+    """A case as an instruction with its answer: one of so many wordings, and one of the forms that its task has, drawn
+    at random from seed and id. Raises ValueError if it has none of them.
+    """
+    generator = random.Random(f"{seed} {case['id']}")
+    variant = generator.randrange(wordings)
+    task, language, schema = case["task"], case["language"], case["schema"]
+    fitting = [form for form in forms if form in forms_of(task)]
+    if not fitting:
+        raise ValueError(f"{task} has no form {', '.join(forms)}; its forms are {', '.join(forms_of(task))}")
+    form = generator.choice(fitting)
     return {
-        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
+        "instruction": render(task, schema, form, language, variant),
         "input": case["input"],
-        "output": write_answer(case["task"], case["gold"], form),
+        "output": write_answer(task, case["gold"], form, language, schema),
     }
 
 

@@ -14,6 +14,7 @@ DATA = json.loads(Path(__file__).with_name("forms.json").read_text(encoding="utf
 TASKS = ("NER", "RE", "EE")
 LANGUAGES = ("english", "chinese")
 FORMS = tuple(DATA["forms"])  # of all tasks together; forms_of tells those of one
+LABELS_AT_ONCE = {"NER": 6, "RE": 4, "EE": 4}  # in one question, as IEPile asks (arXiv 2402.14710)
 NOTHING = "NAN"  # the published answer for "nothing found", and for a role without argument
 
 # The wordings of each task, the same classes in the same order for each; several, so that a model does not learn one

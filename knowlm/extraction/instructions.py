@@ -1,14 +1,13 @@
-"""From pieces of text with their facts to extraction cases, and from cases to instruction rows."""
+"""From pieces of text with their facts to extraction cases."""
 
 import random
 from collections.abc import Callable, Sequence
 
-from knowlm.extraction.forms import render, write_answer
+from knowlm.extraction.forms import LABELS_AT_ONCE
 from knowlm.extraction.graph_schema import Relation, Schema, Type
 from knowlm.extraction.parsing import parse
 from knowlm.extraction.supervision import Match, Piece
 
-SCHEMA_SIZE = {"NER": 6, "RE": 4, "EE": 4}  # labels in one question, as IEPile batches them
 EVENT = "event"  # the type whose entities are triggers
 
 TypeOf = Callable[[int], str]
@@ -79,10 +78,10 @@ def case_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf, seed: int)
         asked: list = [events_asked(schema, piece.language)] if EVENT in schema.types else []
     elif task == "NER":
         kinds = [schema.types[kind] for kind in schema.types if kind in schema.asked_types]
-        asked = labels(piece, {item["type"] for item in gold}, [kinds], SCHEMA_SIZE[task], generator)
+        asked = labels(piece, {item["type"] for item in gold}, [kinds], LABELS_AT_ONCE[task], generator)
     else:
         groups = relation_negatives(piece, gold, schema, {type_of(choice.entity) for choice in piece.entities})
-        asked = labels(piece, {item["relation"] for item in gold}, groups, SCHEMA_SIZE[task], generator)
+        asked = labels(piece, {item["relation"] for item in gold}, groups, LABELS_AT_ONCE[task], generator)
     topic = piece.topic.name(piece.language) if piece.topic else None
     return case | {"topic": topic, "schema": asked, "input": piece.text, "gold": gold}
 
@@ -150,14 +149,3 @@ def add_predictions(piece: Piece, outputs: Sequence[str], schema: Schema) -> int
             head, tail = ((start, start + len(name)) for start, name in zip(starts, triple[::2], strict=True))
             piece.triples.append(Match(triple[0], str(relation), triple[2], head, tail, {"from": "prediction"}))
     return len(piece.triples) - before
-
-
-def row_of(case: dict, forms: Sequence[str], wordings: int, seed: int) -> dict:
-    """An Alpaca row; which wording and which of the forms is drawn by the case's id."""
-    generator = random.Random(f"{seed} {case['id']}")
-    variant, form = generator.randrange(wordings), generator.choice(forms)
-    return {
-        "instruction": render(case["task"], case["schema"], form, case["language"], variant),
-        "input": case["input"],
-        "output": write_answer(case["task"], case["gold"], form),
-    }

@@ -8,8 +8,8 @@ import random
 from collections.abc import Mapping, Sequence, Set
 
 from knowlm.extraction.cases import schema_labels
+from knowlm.extraction.forms import LABELS_AT_ONCE
 
-BATCH = {"NER": 6, "RE": 4, "EE": 4}  # labels in one question
 NEAR = 4  # confusable labels that are taken for each label of the answer
 OTHERS = 2  # other labels that are taken for each label of the answer; at least one batch is filled
 
@@ -63,7 +63,7 @@ def batched(
     The same seed gives the same batches.
     """
     generator = random.Random(f"{seed} {case['id']}")
-    task, size = case["task"], BATCH[case["task"]]
+    task, size = case["task"], LABELS_AT_ONCE[case["task"]]
     known = dict(zip(schema_labels(case | {"schema": schema}), schema, strict=True))
     positive = [label for label in known if any(label_of(item, task) == label for item in case["gold"])]
     if every_label:

@@ -5,12 +5,11 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from knowlm.extraction.forms import TASKS, render
+from knowlm.extraction.forms import LABELS_AT_ONCE, TASKS, render
 from knowlm.extraction.grammar import check_labels
 from knowlm.extraction.locating import locate
 from knowlm.sentences import guess_language, sentence_ends
 
-LABELS_AT_ONCE = {"NER": 6, "RE": 4, "EE": 4}  # as IEPile has them (arXiv 2402.14710)
 LONGEST_WINDOW = 1000  # characters; llguidance gives up on grammars of much longer texts
 NAMES = {"NER": "entities", "RE": "relations", "EE": "events"}  # of the records in examples/extract.py's output
 
