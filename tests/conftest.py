@@ -17,7 +17,7 @@ settings.load_profile("shared machine")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LONGEST_FIRST = ["commands", "serving", "quickstart", "clean", "pretrain", "trace", "web", "preprocess", "corpus_tasks"]
-LONGEST_FIRST += ["weight_kills", "weight_memory"]
+LONGEST_FIRST += ["lora", "full", "weight_kills", "weight_memory"]
 SPECIAL_TOKENS = ["<unk>", "<s>", "</s>"]  # ids 0, 1, 2, as in LLaMA
 VOCABULARY = 600  # 3 special tokens, 256 bytes, 341 merges
 TEXT = """
