@@ -106,7 +106,7 @@ def write_input(folder: Path, megabytes: float, triples: int) -> None:
 
 
 def build(folder: Path) -> str:
-    from knowlm.extraction.graph_builder import build_database
+    from knowlm.supervision.graph_builder import build_database
 
     build_database([folder / "graph.tsv"], None, folder / "graph.db")
     return f"{(folder / 'graph.db').stat().st_size / 1e6:.0f} MB of SQLite"
@@ -115,9 +115,9 @@ def build(folder: Path) -> str:
 def load_names(folder: Path) -> str:
     import psutil
 
-    from knowlm.extraction.graph import KnowledgeGraph
-    from knowlm.extraction.graph_builder import schema_for_graph
-    from knowlm.extraction.names import NameFinder
+    from knowlm.supervision.graph import KnowledgeGraph
+    from knowlm.supervision.graph_builder import schema_for_graph
+    from knowlm.supervision.names import NameFinder
 
     graph = KnowledgeGraph(folder / "graph.db", schema_for_graph([folder / "graph.tsv"], None))
     before = psutil.Process().memory_info().rss

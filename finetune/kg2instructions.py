@@ -27,18 +27,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, refuse, run
-from knowlm.extraction.case_store import CaseStore
 from knowlm.extraction.cases import row_of
-from knowlm.extraction.documents import Document, read_documents
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
-from knowlm.extraction.graph import KnowledgeGraph
-from knowlm.extraction.graph_builder import build_database, schema_for_graph
-from knowlm.extraction.graph_readers import graph_inputs, reader_of
-from knowlm.extraction.names import name_finders
-from knowlm.extraction.supervision_report import Figures, as_markdown
-from knowlm.extraction.supervisors import Supervisor, find_all
 from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
 from knowlm.sources import find_sources
+from knowlm.supervision.case_store import CaseStore
+from knowlm.supervision.documents import Document, read_documents
+from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph_builder import build_database, schema_for_graph
+from knowlm.supervision.graph_readers import graph_inputs, reader_of
+from knowlm.supervision.names import name_finders
+from knowlm.supervision.report import Figures, as_markdown
+from knowlm.supervision.workers import Supervisor, find_all
 
 
 def main() -> None:

@@ -168,7 +168,7 @@ def country_facts(fields: dict) -> Iterator[tuple[str, str, str]]:
 
 
 def iso(day: str) -> str:
-    from knowlm.extraction.values import find_values
+    from knowlm.supervision.values import find_values
 
     return str(find_values(day)[0].value)
 

@@ -38,7 +38,11 @@ INSTEAD = {
     "--report ./report": "--report ./report --max_new_tokens 4",
     "--report ./gold-report": "--report ./gold-report --max_new_tokens 4",
 }
-LONG_ANSWERS = ("examples/generate_finetune.py", "examples/generate_lora.py", "examples/extract.py")  # a random model never ends by itself
+LONG_ANSWERS = (
+    "examples/generate_finetune.py",
+    "examples/generate_lora.py",
+    "examples/extract.py",
+)  # a random model never ends by itself
 
 pytestmark = pytest.mark.slow
 

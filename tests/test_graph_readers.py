@@ -7,12 +7,12 @@ import sqlite3
 
 import pytest
 
-from knowlm.extraction.documents import document_of, read_documents
-from knowlm.extraction.graph import KnowledgeGraph
-from knowlm.extraction.graph_builder import build_database, schema_for_graph
-from knowlm.extraction.names import NameFinder
-from knowlm.extraction.supervision import find_pieces
-from knowlm.extraction.values import find_values, matching_span, read_value
+from knowlm.supervision.documents import document_of, read_documents
+from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph_builder import build_database, schema_for_graph
+from knowlm.supervision.names import NameFinder
+from knowlm.supervision.pieces import find_pieces
+from knowlm.supervision.values import find_values, matching_span, read_value
 
 N_TRIPLES = """\
 # Paris

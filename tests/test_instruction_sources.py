@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from knowlm.extraction.case_store import CaseStore
 from knowlm.extraction.cases import row_of
-from knowlm.extraction.graph_schema import default_schema
-from knowlm.extraction.instructions import EVENT, case_of
 from knowlm.extraction.parsing import parse
+from knowlm.supervision.case_store import CaseStore
+from knowlm.supervision.gold import EVENT, case_of
+from knowlm.supervision.graph_schema import default_schema
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 HALF = ("--heldout", "0.5", "--seed", "2")  # by which the few texts here fall on both sides
@@ -206,8 +206,8 @@ def test_a_named_event_is_a_trigger_with_its_facts_as_arguments(tmp_path):
 
 
 def test_absent_relations_of_like_types_are_asked_first():
-    from knowlm.extraction.instructions import relation_negatives
-    from knowlm.extraction.supervision import Piece
+    from knowlm.supervision.gold import relation_negatives
+    from knowlm.supervision.pieces import Piece
 
     schema = default_schema()
     piece = Piece("id", "doc", "english", "text", [], [], schema.topics["person"])

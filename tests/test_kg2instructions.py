@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from knowlm.extraction.documents import document_of, json_document, split_text
-from knowlm.extraction.graph import KnowledgeGraph
-from knowlm.extraction.graph_builder import build_database, schema_for_graph
-from knowlm.extraction.instructions import add_predictions
-from knowlm.extraction.mentions import disambiguate, find_mentions
-from knowlm.extraction.names import NameFinder, fold
 from knowlm.extraction.parsing import parse
-from knowlm.extraction.supervision import Match, find_pieces, without_nested
+from knowlm.supervision.documents import document_of, json_document, split_text
+from knowlm.supervision.gold import add_predictions
+from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph_builder import build_database, schema_for_graph
+from knowlm.supervision.mentions import disambiguate, find_mentions
+from knowlm.supervision.names import NameFinder, fold
+from knowlm.supervision.pieces import Match, find_pieces, without_nested
 
 ENCYCLOPEDIA = Path(__file__).resolve().parents[1] / "finetune/data/encyclopedia"
 TABLES = {

@@ -1,4 +1,4 @@
-"""Extraction: tasks, the words they are asked in, answers, parsing, grounding, scoring, distant supervision.
+"""Extraction: tasks, the words they are asked in, answers, parsing, grounding, scoring.
 
 Throughout, what is extracted is a list of dicts:
 NER ``{"text", "type"}``; RE ``{"head", "relation", "tail"}``;

@@ -9,9 +9,9 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
-from knowlm.extraction.graph_schema import ALIAS, Relation, Schema, Type
-from knowlm.extraction.names import fold
-from knowlm.extraction.values import Value, ValueMention, value_range
+from knowlm.supervision.graph_schema import ALIAS, Relation, Schema, Type
+from knowlm.supervision.names import fold
+from knowlm.supervision.values import Value, ValueMention, value_range
 
 SOME = 500  # ids in one question: SQLite takes 999 in its oldest versions
 REMEMBERED = 1 << 16

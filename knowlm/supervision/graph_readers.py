@@ -17,9 +17,9 @@ from urllib.parse import unquote
 
 import orjson
 
-from knowlm.extraction.values import Value, read_value, write_date
 from knowlm.files import require_file
 from knowlm.sources import open_text
+from knowlm.supervision.values import Value, read_value, write_date
 
 FALLBACK = 9
 RELATION = "relation "

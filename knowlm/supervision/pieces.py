@@ -5,12 +5,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from knowlm.extraction.documents import Document, Link, split_spans
-from knowlm.extraction.graph import Edges, KnowledgeGraph
-from knowlm.extraction.graph_schema import ALIAS, Topic
-from knowlm.extraction.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, values_of
-from knowlm.extraction.names import NameFinder
-from knowlm.extraction.values import ValueMention, matching_span
+from knowlm.supervision.documents import Document, Link, split_spans
+from knowlm.supervision.graph import Edges, KnowledgeGraph
+from knowlm.supervision.graph_schema import ALIAS, Topic
+from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, values_of
+from knowlm.supervision.names import NameFinder
+from knowlm.supervision.values import ValueMention, matching_span
 
 SECTION = 20_000  # characters of a long document that are disambiguated together
 Span = tuple[int, int]

@@ -8,7 +8,7 @@ A schema is a folder of tables, separated by tabs, with a header:
 ``topics.tsv``     id, name_en, name_zh, types: what a text is about, by the type of its main entity
 ``classes.tsv``    class, type: where climbing from class to class ends
 
-Only the first is needed; the others are then those of ``knowlm/extraction/tables``.
+Only the first is needed; the others are then those of ``knowlm/supervision/tables``.
 """
 
 import csv

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from knowlm.extraction.documents import Document
-from knowlm.extraction.graph import Edges, KnowledgeGraph
-from knowlm.extraction.names import NameFinder, fold
-from knowlm.extraction.values import ValueMention, find_values, matching_span
+from knowlm.supervision.documents import Document
+from knowlm.supervision.graph import Edges, KnowledgeGraph
+from knowlm.supervision.names import NameFinder, fold
+from knowlm.supervision.values import ValueMention, find_values, matching_span
 
 
 @dataclass(frozen=True)

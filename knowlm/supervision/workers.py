@@ -12,12 +12,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from knowlm.cli import end_with_parent
-from knowlm.extraction.documents import Document
-from knowlm.extraction.graph import KnowledgeGraph
-from knowlm.extraction.graph_schema import Schema
-from knowlm.extraction.instructions import add_predictions, case_of
-from knowlm.extraction.names import NameFinder
-from knowlm.extraction.supervision import Piece, find_pieces
+from knowlm.supervision.documents import Document
+from knowlm.supervision.gold import add_predictions, case_of
+from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph_schema import Schema
+from knowlm.supervision.names import NameFinder
+from knowlm.supervision.pieces import Piece, find_pieces
 
 BATCH_CHARACTERS = 100_000  # of text handed to a process at once
 AHEAD = 4  # batches for each process that may wait

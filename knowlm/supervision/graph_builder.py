@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from knowlm.extraction.graph import id_of
-from knowlm.extraction.graph_readers import (
+from knowlm.files import locked, replacing
+from knowlm.supervision.graph import id_of
+from knowlm.supervision.graph_readers import (
     FALLBACK,
     INSTANCE_OF,
     RELATION,
@@ -30,10 +31,9 @@ from knowlm.extraction.graph_readers import (
     local_name,
     reader_of,
 )
-from knowlm.extraction.graph_schema import VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
-from knowlm.extraction.names import fold, is_name
-from knowlm.extraction.values import kind_of
-from knowlm.files import locked, replacing
+from knowlm.supervision.graph_schema import VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
+from knowlm.supervision.names import fold, is_name
+from knowlm.supervision.values import kind_of
 
 VERSION = 3  # of the file's form; another one is built anew
 BATCH = 20_000  # rows inserted at once

@@ -9,8 +9,8 @@ from functools import cache
 
 import ahocorasick
 
-from knowlm.extraction.values import find_values
 from knowlm.sentences import CHINESE_LETTER
+from knowlm.supervision.values import find_values
 
 LONGEST = 100  # characters of a name
 # Names that nearly always are a word of the language instead; written in capitals (IT, US, WHO) they stay names.

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import orjson
 
-from knowlm.extraction.graph_readers import lines_of
-from knowlm.extraction.names import clean
 from knowlm.files import require_file
 from knowlm.packing import pack_sentences
 from knowlm.sentences import guess_language, sentence_ends
 from knowlm.sources import known_fields, looks_like_json
+from knowlm.supervision.graph_readers import lines_of
+from knowlm.supervision.names import clean
 
 LONGEST_SENTENCE = 512  # words or characters; a longer one is cut
 BREAKS = " \t\n,;:，、；："

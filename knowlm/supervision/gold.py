@@ -4,9 +4,9 @@ import random
 from collections.abc import Callable, Sequence
 
 from knowlm.extraction.forms import LABELS_AT_ONCE
-from knowlm.extraction.graph_schema import Relation, Schema, Type
 from knowlm.extraction.parsing import parse
-from knowlm.extraction.supervision import Match, Piece
+from knowlm.supervision.graph_schema import Relation, Schema, Type
+from knowlm.supervision.pieces import Match, Piece
 
 EVENT = "event"  # the type whose entities are triggers
 

@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from knowlm.extraction.graph import KnowledgeGraph
-from knowlm.extraction.names import NameFinder
-from knowlm.extraction.supervisors import Found
+from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.names import NameFinder
+from knowlm.supervision.workers import Found
 
 EXAMPLES = 3  # of each relation
 
