@@ -149,7 +149,7 @@ def parse_args():
     )
     parser.add_argument(
         "--threshold",
-        help="with --grounded, lowest score of an item: a number, or the report of other cases where it was fitted",
+        help="of grounded answers, lowest score of an item: a number, or the report of other cases where it was fitted",
     )
     parser.add_argument("--max_new_tokens", type=int, default=256, help="most tokens of an answer (default: 256)")
     parser.add_argument("--batch_size", type=int, default=8, help="cases answered at once (default: 8)")
@@ -174,8 +174,8 @@ def parse_args():
         refuse("--lora_weights and --load_8bit go with --base_model")
     if args.grounded and (args.predictions or args.form != "tuple"):
         refuse("--grounded asks a model or a server, in its own form; --predictions and --form don't go with it")
-    if args.threshold and not args.grounded:
-        refuse("--threshold needs --grounded: only grounded answers have scores")
+    if args.threshold and not args.grounded and not args.predictions:
+        refuse("--threshold needs --grounded, or such a run's --predictions: only grounded answers have scores")
     if args.server and not args.server.startswith(("http://", "https://")):
         refuse(f"--server {args.server}: an address such as http://127.0.0.1:8090 is needed")
     if args.compare and not (Path(args.compare) / "predictions.jsonl").is_file():

@@ -75,5 +75,10 @@ def fit_thresholds(cases: Sequence[dict], answers: Sequence[str]) -> dict[str, d
 
 
 def only_above(threshold: float, answer: str) -> str:
-    """An answer, a JSON list, without the items whose score is lower."""
-    return json.dumps([item for item in json.loads(answer) if item["score"] >= threshold], ensure_ascii=False)
+    """An answer without the items whose score is lower; ValueError if its items have none."""
+    try:
+        return json.dumps([item for item in json.loads(answer) if item["score"] >= threshold], ensure_ascii=False)
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(
+            f"--threshold: {answer[:60]!r} has no scores; take the answers of a run with --grounded"
+        ) from None
