@@ -119,6 +119,15 @@ def test_a_bad_case_is_named(run_script, data, tmp_path, change, message):
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
 
 
+def test_a_case_that_no_grammar_can_be_made_of_is_named_before_a_model_loads(run_script, data, tmp_path):
+    data.write_text(json.dumps(CASES[0]) + "\n" + json.dumps(CASES[1] | {"schema": [], "gold": []}))
+    flags = ["--data", data, "--base_model", "nowhere", "--grounded", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert result.returncode == 1
+    assert "case 2: schema: for NER a list like" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
 def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_path):
     result = run_script(
         "finetune/evaluate.py", "--data", tmp_path / "case.jsonl", "--predictions", data, "--report", "r"
