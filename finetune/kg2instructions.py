@@ -33,7 +33,7 @@ from knowlm.files import new_folder, read_records, require_file, require_new, wr
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
 from knowlm.supervision.documents import Document, read_documents
-from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph import KnowledgeGraph, telling_of_disk
 from knowlm.supervision.graph_builder import build_database, schema_for_graph
 from knowlm.supervision.graph_readers import graph_inputs, reader_of
 from knowlm.supervision.names import name_finders
@@ -62,7 +62,7 @@ def main() -> None:
     supervisor = Supervisor(
         database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
     )
-    with new_folder(args.output_dir) as folder:
+    with telling_of_disk(args.output_dir), new_folder(args.output_dir) as folder:
         store = CaseStore(folder / "cases.db", args.seed)
         found = find_all(documents(args, sources), supervisor, args.num_workers)
         write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import resource
 import sqlite3
 
 import pytest
@@ -187,6 +188,19 @@ def test_a_database_is_built_again_only_when_its_source_changes(tmp_path):
         build_database([path], None, database)
     assert database.read_text() == "no database"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["graph.db", "graph.tsv"]
+
+
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    path = tmp_path / "graph.tsv"
+    path.write_text("".join(f"Town {n}\tin\tLand {n}\n" for n in range(2000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"graph.db: .*make room on that disk"):
+            build_database([path], None, tmp_path / "graph.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.tsv"]
 
 
 @pytest.mark.parametrize(

@@ -153,9 +153,9 @@ def rows_of(piece):
     ],
 )
 def test_a_wrong_triple_is_named_by_line(folder, row, message):
-    with (folder / "triples.tsv").open("a") as file:
-        file.write(row + "\n")
-    with pytest.raises(ValueError, match=f"line 8: .*{message}"):
+    with (folder / "triples.tsv").open("a", encoding="utf-8") as file:
+        file.write("hugo\tbirthplace\tparis\ta note\u2028of two lines\n" + row + "\n")
+    with pytest.raises(ValueError, match=f"line 9: .*{message}"):
         graph_of(folder)
     assert not list(folder.parent.glob("*.db*"))
 
