@@ -190,12 +190,13 @@ def flattened(table: dict) -> dict[str, list[str]]:
 def write_cases(args, cases: Iterator[dict]) -> Iterator[dict]:
     if args.to == "cases":
         return cases
+    if args.to == "instructie":
+        return write_annotated(cases)
+    cases = (case for case in cases if case["schema"])  # the others ask for nothing
     if args.to == "iepile":
         return map(write_iepile, cases)
     if args.to == "ccks":
         return map(write_ccks, cases)
-    if args.to == "instructie":
-        return write_annotated(cases)
     return write_rows((row_of(case, args.form.split(","), args.wordings, args.seed) for case in cases), args.to)
 
 

@@ -97,6 +97,14 @@ def test_one_text_has_one_annotated_record(convert):
     assert len(record["entity"]) == 3
 
 
+def test_a_text_without_any_label_makes_no_instruction(convert):
+    records = [{"id": n, "text": "Ann in Rome", "relation": found} for n, found in enumerate(([], RE["gold"]))]
+    assert len(convert(records, "instructie", "instructie")) == 1  # of one text
+    for kind in ("alpaca", "iepile"):
+        (row,) = convert(records, "instructie", kind)
+        assert "首都" in row["instruction"]
+
+
 def test_iepile_as_published_is_read(convert):
     asked = {"instruction": "You are …", "schema": ["children", "company"], "input": "Ann's son Bob."}
     answer = {"children": [{"subject": "Ann", "object": "Bob"}], "company": []}
