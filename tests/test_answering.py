@@ -1,6 +1,9 @@
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
 import pytest
 
-from knowlm.extraction.answering import answer_all, reordered
+from knowlm.extraction.answering import answer_all, post, reordered
 
 QUESTIONS = [{"instruction": str(number)} for number in range(5)]
 
@@ -51,3 +54,29 @@ def test_another_order_holds_the_same_labels_and_roles():
     for order in orders:
         assert sorted(entry["type"] for entry in order) == [entry["type"] for entry in schema]
         assert all(sorted(entry["roles"]) == list("abcdefgh") for entry in order)
+
+
+@pytest.mark.parametrize(
+    ("content", "missing", "message"),
+    [
+        (b"<html>", 0, "no inference/launch_vllm.py answers there"),
+        (b"[1]", 0, "no inference/launch_vllm.py answers there"),
+        (b'{"generated_text": "x"', 9, "broke off"),
+    ],
+)
+def test_a_reply_of_something_else_or_half_a_reply_is_told_with_the_address(content, missing, message):
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content) + missing))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(OSError, match=f"http://127.0.0.1:{server.server_port}: {message}"):
+            post(f"http://127.0.0.1:{server.server_port}", "generate", {"input": "x"})
+        server.shutdown()

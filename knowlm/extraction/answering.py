@@ -1,5 +1,6 @@
 """Answers of a model or a server to extraction cases; those of a stopped run are kept."""
 
+import http.client
 import json
 import random
 import urllib.error
@@ -148,16 +149,21 @@ def post(address: str, route: str, body: dict) -> dict:
         f"{address.rstrip('/')}/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=3600) as reply:
-            return json.load(reply)
+        with urllib.request.urlopen(request, timeout=3600) as response:
+            reply = json.load(response)
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")[:200]
         text = body.get("input", body.get("text", ""))
         raise OSError(f"{address}: refused {text[:40]!r}: {told}") from None
     except urllib.error.URLError as error:
         raise OSError(f"{address}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
-    except (TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise OSError(f"{address}: broke off ({error}); is the server still running?") from None
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict) or "error" not in reply:
+        raise OSError(f"{address}: no inference/launch_vllm.py answers there; name the address that it printed")
+    return reply
 
 
 def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
