@@ -201,6 +201,7 @@ def test_the_longer_of_nested_arguments_stays(folder):
 
 def test_pieces_are_whole_sentences():
     assert split_text("One two. Three four. Five.", "english", 4) == ["One two. Three four.", "Five."]
+    assert split_text("", "english", 4) == split_text(" \n", "chinese", 4) == []
 
 
 @pytest.mark.parametrize(("language", "word"), [("english", "word "), ("chinese", "字")])
