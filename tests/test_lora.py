@@ -150,6 +150,19 @@ def test_a_run_that_goes_on_with_other_steps_is_told(tune, data, tmp_path):
     assert "batch_size was" not in result.stderr
 
 
+def test_a_run_does_not_go_on_as_another_adapter(tune, tmp_path):
+    assert tune("lora", num_epochs=0.3).returncode == 0
+    before = adapter(tmp_path / "lora")
+    for change in ({"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}):
+        result = tune("lora", **change)
+        assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+        assert f"--{[*change][0]} {[*change.values()][0]}: the run in" in result.stderr
+    assert all(torch.equal(value, before[name]) for name, value in adapter(tmp_path / "lora").items())
+    result = tune("lora", num_epochs=0.3, lora_r=8, resume_from_checkpoint=False)
+    assert result.returncode == 0, result.stderr
+    assert next(value.shape[0] for name, value in adapter(tmp_path / "lora").items() if "lora_A" in name) == 8
+
+
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
 def test_a_quantized_base_is_tuned_on_a_cpu_from_a_folder_of_data(tune, data, tmp_path, bits):
     (tmp_path / "folder").mkdir()
