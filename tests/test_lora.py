@@ -156,7 +156,8 @@ def test_a_run_does_not_go_on_as_another_adapter(tune, tmp_path):
     for change in ({"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}):
         result = tune("lora", **change)
         assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-        assert f"--{[*change][0]} {[*change.values()][0]}: the run in" in result.stderr
+        ((name, value),) = change.items()
+        assert f"--{name} {value}: the run in" in result.stderr
     assert all(torch.equal(value, before[name]) for name, value in adapter(tmp_path / "lora").items())
     result = tune("lora", num_epochs=0.3, lora_r=8, resume_from_checkpoint=False)
     assert result.returncode == 0, result.stderr
