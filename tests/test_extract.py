@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -112,6 +113,14 @@ def test_graphs_are_read_back_by_other_programs(rows, tmp_path):
         (event,) = turtle.subjects(None, Literal("went"))
         assert {str(turtle.value(node, RDFS.label)) for node in turtle.objects(event)} >= {"trip", "John", "Rome"}
     assert (tmp_path / "graph.svg").read_text().count("<svg") == 1
+
+
+def test_an_edge_of_many_documents_takes_time_as_they_do():
+    rows = [{"id": n, "entities": [mention("China") | {"type": "place", "score": n / 30_000}]} for n in range(30_000)]
+    begin = time.process_time()
+    ((_, _, edge),) = as_graph(rows).edges(data=True)
+    assert time.process_time() - begin < 10  # each document sorted all before it: minutes
+    assert edge["documents"].split("\n") == sorted(map(str, range(30_000))) and edge["score"] == 29_999 / 30_000
 
 
 def test_the_same_records_give_the_same_files(tmp_path):
