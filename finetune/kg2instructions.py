@@ -152,6 +152,8 @@ def parse_args():
     for task in args.tasks:
         if not set(args.form) & set(forms_of(task)):
             refuse(f"--form {','.join(args.form)}: {task} answers are written as {', '.join(forms_of(task))}")
+    if args.database and Path(args.output_dir).resolve() in Path(args.database).resolve().parents:
+        refuse(f"--database {args.database}: lies in --output_dir, which is made new; name another place")
     if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
         refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):

@@ -165,6 +165,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
+def test_a_database_in_the_new_folder_is_refused_before_it_is_built(wordnet, tmp_path):
+    paths = ("--texts", wordnet / "texts.jsonl", "--knowledge", wordnet / "graph.jsonl")
+    output = ("--output_dir", tmp_path / "out", "--database", tmp_path / "out/graph.db")
+    result = script("finetune/kg2instructions.py", *paths, *output, ok=False)
+    assert "lies in --output_dir" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
 def test_empty_cases_stay_few_and_no_case_is_on_both_sides(tmp_path):
     store = CaseStore(tmp_path / "cases.db", seed=0)
     for number in range(40):
