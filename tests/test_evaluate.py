@@ -21,6 +21,8 @@ CASES = [
     },
 ]
 
+NONE_KEPT = ["--threshold", "1"]
+
 
 @pytest.fixture
 def data(tmp_path):
@@ -81,6 +83,41 @@ def test_other_orders_of_the_schema_are_asked_too(run_warm, data, tiny_llama, tm
     orders = json.loads((tmp_path / "report/metrics.json").read_text())["schema_orders"]
     assert {name: len(figures["f1"]) for name, figures in orders.items()} == {"NER": 2, "RE": 2}
     assert not list((tmp_path / "report").glob("answers-*"))
+
+
+@pytest.fixture
+def talkative_llama(tiny_llama, tmp_path):
+    """Random weights that find something: what made "NAN" likelier than "(" is turned round."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(tiny_llama) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    pair = [tokenizer.convert_tokens_to_ids(token) for token in "N("]
+    with torch.no_grad():
+        model.lm_head.weight[pair] = model.lm_head.weight[pair[::-1]]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "talkative")
+    return tmp_path / "talkative"
+
+
+@pytest.mark.slow
+def test_grounded_answers_parse_and_their_threshold_is_taken_to_other_cases(run_warm, data, talkative_llama, tmp_path):
+    command = ["finetune/evaluate.py", "--data", data, "--base_model", talkative_llama, "--grounded"]
+    command += ["--max_new_tokens", 30]
+    for name, flags in (("fitted", ["--schema_orders", 2]), ("taken", ["--threshold", "fitted"]), ("none", NONE_KEPT)):
+        result = run_warm(*command, *flags, "--report", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    fitted, taken, none = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("fitted", "taken", "none"))
+    assert fitted["thresholds"].keys() == {"NER", "RE"} and fitted["unparsable"] == 0
+    assert fitted["NER"]["predicted"] + fitted["RE"]["predicted"] > 0
+    assert all(figures["deviation"] == 0 for figures in fitted["schema_orders"].values())
+    for case, line in zip(CASES, (tmp_path / "fitted/predictions.jsonl").read_text().splitlines(), strict=True):
+        for item in json.loads(json.loads(line)["output"]):
+            assert 0 < item["score"] <= 1
+            assert all(item[name] in case["input"] for name in ("text", "head", "tail") if name in item)
+    for task in ("NER", "RE"):
+        assert taken[task]["f1"] == fitted["thresholds"][task]["f1"]
+        assert none[task]["predicted"] == 0
 
 
 def test_two_answers_to_a_case_are_refused(run_script, data, tmp_path):
