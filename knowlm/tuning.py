@@ -354,7 +354,7 @@ def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
 def ending(trainer, settings: TuningSettings) -> str:
     """``after 60 steps, held-out loss 3.60 → 0.26``, or which step it is of, where the best was asked for."""
     state = trainer.state
-    if settings.best_by:
+    if settings.best_by and state.best_global_step:  # none where a run was over before, or all losses were nan
         step = f"of step {state.best_global_step} of {state.global_step}"
         return f"{step}, the best by {settings.best_by}: {state.best_metric:.3f}"
     return f"after {state.global_step} steps, {last_losses(state.log_history)}"

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,6 +203,17 @@ def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_ll
     assert f"adapter of step {best} of {state['global_step']}, the best by loss: {by_step[best]:.3f}" in result.stdout
     kept = adapter(tmp_path / f"lora/checkpoint-{best}")
     assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
+
+
+def test_where_no_checkpoint_was_the_best_the_last_is_told():
+    from transformers import TrainerState
+
+    from knowlm.tuning import TuningSettings, ending
+
+    settings = TuningSettings(base_model="m", data_path="d", best_by="loss")
+    for best in (None, float("inf")):
+        state = TrainerState(global_step=3, best_metric=best, log_history=[{"loss": 2.0, "step": 1}])
+        assert ending(SimpleNamespace(state=state), settings) == "after 3 steps, training loss 2.000 → 2.000"
 
 
 def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):
