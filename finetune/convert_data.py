@@ -10,7 +10,6 @@ output, by its suffix. What has a schema can become anything; so can rows with i
 """
 
 import itertools
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,7 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.files import iterate_records, read_json, replacing, require_file
+from knowlm.files import iterate_records, read_json, require_file, write_records
 
 CHATS = {
     "sharegpt": ("conversations", "from", "value", "human", "gpt"),
@@ -51,15 +50,11 @@ def main() -> None:
         written = write_rows(read_rows(args), args.to)
     else:
         written = write_cases(args, asked_cases(args))
-    count = 0
-    with replacing(args.output) as partial, partial.open("w", encoding="utf-8") as lines:
-        is_list = Path(args.output).suffix == ".json"
-        for count, record in enumerate(tqdm(written, desc=args.to, unit="record", disable=None), 1):
-            lines.write(("[\n" if count == 1 else ",\n") if is_list else "")
-            lines.write(json.dumps(record, ensure_ascii=False) + ("" if is_list else "\n"))
-        if not count:
-            raise ValueError(f"{args.input}: gives no {args.to} record")
-        lines.write("\n]\n" if is_list else "")
+    written = iter(tqdm(written, desc=args.to, unit="record", disable=None))
+    first = next(written, None)
+    if first is None:
+        raise ValueError(f"{args.input}: gives no {args.to} record")
+    count = write_records(args.output, itertools.chain([first], written))
     print(f"{args.output}: {count} records as {args.to}")
 
 

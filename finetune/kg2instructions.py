@@ -16,7 +16,6 @@ found); report.json and report.md. The same input gives the same bytes, with any
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -29,7 +28,16 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
-from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
+from knowlm.files import (
+    new_folder,
+    read_records,
+    require_file,
+    require_new,
+    write_json,
+    write_jsonl,
+    write_records,
+    write_text,
+)
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
 from knowlm.supervision.documents import Document, read_documents
@@ -76,9 +84,8 @@ def main() -> None:
             )
         for side, rows in (("train", "train.json"), ("heldout", "valid.json")):
             write_jsonl(folder / f"{side}.jsonl", store.chosen(side))
-            write_rows(
-                folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in store.chosen(side))
-            )
+            cases = store.chosen(side)
+            write_records(folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in cases))
         report = figures.report(store.num_facts(), list(islice(store.chosen("heldout"), 8)))
         store.close()
         (folder / "cases.db").unlink()
@@ -213,14 +220,6 @@ def is_held_out(document: str, share: float, seed: int) -> bool:
     """By the document's entity, so that its English and Chinese texts lie on one side."""
     digest = hashlib.sha256(f"{seed} {document}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def write_rows(path: Path, rows: Iterator[dict]) -> None:
-    """A JSON list, a row a line, written as it comes."""
-    with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            file.write((",\n" if number else "[\n") + json.dumps(row, ensure_ascii=False))
-        file.write("\n]\n")
 
 
 if __name__ == "__main__":
