@@ -169,15 +169,24 @@ def labels_of_data(args) -> tuple[dict, dict]:
             found = spans[kind].setdefault(label_of(item, case["task"]), set())
             if len(found) < ENOUGH_SPANS:
                 found.update(spans_of(item, case["task"]))
-    own = flattened(read_json(args.hard_negatives)) if args.hard_negatives else None
+    own = None
+    if args.hard_negatives:
+        own = flattened(read_json(args.hard_negatives))
+        if own is None:
+            raise ValueError(f"{args.hard_negatives}: is no table of labels; JSON {{label: [labels]}} is needed")
     return schemas, {kind: confusable(found) if own is None else own for kind, found in spans.items()}
 
 
-def flattened(table: dict) -> dict[str, list[str]]:
-    """``{label: [labels]}`` of a table that may have them by task and source, as IEPile's."""
+def flattened(table) -> dict[str, list[str]] | None:
+    """``{label: [labels]}`` of a table that may have them by task and source, as IEPile's; None if it is none."""
+    if not isinstance(table, dict):
+        return None
     found: dict[str, list[str]] = {}
     for name, value in table.items():
-        for label, others in flattened(value).items() if isinstance(value, dict) else [(name, value)]:
+        part = {name: value} if isinstance(value, list) else flattened(value)
+        if part is None:
+            return None
+        for label, others in part.items():
             found.setdefault(label, []).extend(others)
     return found
 

@@ -50,7 +50,9 @@ def test_a_file_of_answers_is_scored(run_script, data, tmp_path):
 
 
 def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "(Paris,country,France)"}\n')
+    (tmp_path / "answers.jsonl").write_text(
+        '{"id": "1", "output": "(Paris,country,France)"}\n{"id": "2", "output": null}\n'
+    )
     run_script(
         "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
     )
@@ -163,6 +165,14 @@ def test_a_case_that_no_grammar_can_be_made_of_is_named_before_a_model_loads(run
     assert result.returncode == 1
     assert "case 2: schema: for NER a list like" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "report").exists()
+
+
+def test_a_threshold_of_no_report_is_told(run_script, data, tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    flags = ["--data", data, "--base_model", "nowhere", "--grounded", "--threshold", tmp_path / "list.json"]
+    result = run_script("finetune/evaluate.py", *flags, "--report", tmp_path / "report")
+    assert result.returncode == 1
+    assert "list.json: has no threshold for NER" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_path):

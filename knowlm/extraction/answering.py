@@ -170,7 +170,8 @@ def post(address: str, route: str, body: dict) -> dict:
 
 
 def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
-    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text.
+    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text, null as
+    no answer.
 
     Raises ValueError on an answer to no case, and on a second one to the same case: there is no best of several.
     """
@@ -184,5 +185,6 @@ def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> d
             raise ValueError(f"{path}: answers {name!r}, which is no case; do both files belong together?")
         if name in answers:
             raise ValueError(f"{path}, record {number}: a second answer to {name!r}; keep one")
-        answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+        if output is not None:
+            answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
     return answers
