@@ -77,7 +77,7 @@ def compare(model, tokenizer, constraint, args) -> None:
     prompts = [Prompter().prompt(ask.instruction, ask.text) for ask in asks]
     inputs = encode_prompts(tokenizer, prompts, model.device)
     config = GenerationSettings(max_new_tokens=args.tokens).for_transformers(tokenizer)
-    config.eos_token_id = None  # both go on to the last token
+    config.eos_token_id = model.generation_config.eos_token_id = None  # both go on to the last token
     seconds: dict[str, list[float]] = {"freely": [], "grounded": []}
     with torch.inference_mode():
         for _ in range(args.rounds):

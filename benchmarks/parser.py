@@ -3,7 +3,8 @@
     python benchmarks/parser.py --characters 250000
 
 Every text is read at that length and at twice it: the ratio of the times is 2 where time is linear, 4 where it is
-quadratic. Half a second's worth of repeats, the fastest counts. The last lines give the speed on ordinary answers.
+quadratic. Each is repeated for a twentieth of a second, the fastest counts. The last lines give the speed on ordinary
+answers.
 """
 
 import random

@@ -47,7 +47,7 @@ def main() -> None:
     job["changed"] = weight_times(args.base_model, args.lora_weights)
     job["questions"] = hashlib.sha256(json.dumps(questions).encode()).hexdigest()
     with locked(args.output):
-        journal = Path(f"{args.output}.partial")
+        journal = Path(f"{args.output}.answers")  # not .partial: what writes the output uses that
         found = [json.loads(answer) for answer in answer_all(questions, partial(answerer, args), journal, job)]
         rows = [as_row(args.task, text["id"], one, threshold) for text, one in zip(texts, found, strict=True)]
         for path in args.graph:
@@ -103,6 +103,10 @@ def parse_args():
             refuse(f"--{name} must be at least 1")
     if args.window > LONGEST_WINDOW or not 0 <= args.overlap < args.window:
         refuse(f"--window is at most {LONGEST_WINDOW} characters, and --overlap less than it")
+    if Path(args.output).is_dir():
+        refuse(f"--output {args.output}: is a folder, a file is needed")
+    if args.input and Path(args.input).resolve() == Path(args.output).resolve():
+        refuse("--output is the input; name another file")
     if args.threshold and args.free:
         refuse("--threshold goes without --free: only grounded answers have scores")
     for flag, paths, endings in (("--graph", args.graph, GRAPHS), ("--table", args.table, (*TABLES, ""))):

@@ -10,7 +10,6 @@ output, by its suffix. What has a schema can become anything; so can rows with i
 """
 
 import itertools
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,7 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.files import iterate_records, read_json, replacing, require_file
+from knowlm.files import iterate_records, read_json, require_file, write_records
 
 CHATS = {
     "sharegpt": ("conversations", "from", "value", "human", "gpt"),
@@ -51,15 +50,11 @@ def main() -> None:
         written = write_rows(read_rows(args), args.to)
     else:
         written = write_cases(args, asked_cases(args))
-    count = 0
-    with replacing(args.output) as partial, partial.open("w", encoding="utf-8") as lines:
-        is_list = Path(args.output).suffix == ".json"
-        for count, record in enumerate(tqdm(written, desc=args.to, unit="record", disable=None), 1):
-            lines.write(("[\n" if count == 1 else ",\n") if is_list else "")
-            lines.write(json.dumps(record, ensure_ascii=False) + ("" if is_list else "\n"))
-        if not count:
-            raise ValueError(f"{args.input}: gives no {args.to} record")
-        lines.write("\n]\n" if is_list else "")
+    written = iter(tqdm(written, desc=args.to, unit="record", disable=None))
+    first = next(written, None)
+    if first is None:
+        raise ValueError(f"{args.input}: gives no {args.to} record")
+    count = write_records(args.output, itertools.chain([first], written))
     print(f"{args.output}: {count} records as {args.to}")
 
 
@@ -174,15 +169,24 @@ def labels_of_data(args) -> tuple[dict, dict]:
             found = spans[kind].setdefault(label_of(item, case["task"]), set())
             if len(found) < ENOUGH_SPANS:
                 found.update(spans_of(item, case["task"]))
-    own = flattened(read_json(args.hard_negatives)) if args.hard_negatives else None
+    own = None
+    if args.hard_negatives:
+        own = flattened(read_json(args.hard_negatives))
+        if own is None:
+            raise ValueError(f"{args.hard_negatives}: is no table of labels; JSON {{label: [labels]}} is needed")
     return schemas, {kind: confusable(found) if own is None else own for kind, found in spans.items()}
 
 
-def flattened(table: dict) -> dict[str, list[str]]:
-    """``{label: [labels]}`` of a table that may have them by task and source, as IEPile's."""
+def flattened(table) -> dict[str, list[str]] | None:
+    """``{label: [labels]}`` of a table that may have them by task and source, as IEPile's; None if it is none."""
+    if not isinstance(table, dict):
+        return None
     found: dict[str, list[str]] = {}
     for name, value in table.items():
-        for label, others in flattened(value).items() if isinstance(value, dict) else [(name, value)]:
+        part = {name: value} if isinstance(value, list) else flattened(value)
+        if part is None:
+            return None
+        for label, others in part.items():
             found.setdefault(label, []).extend(others)
     return found
 
@@ -190,12 +194,13 @@ def flattened(table: dict) -> dict[str, list[str]]:
 def write_cases(args, cases: Iterator[dict]) -> Iterator[dict]:
     if args.to == "cases":
         return cases
+    if args.to == "instructie":
+        return write_annotated(cases)
+    cases = (case for case in cases if case["schema"])  # the others ask for nothing
     if args.to == "iepile":
         return map(write_iepile, cases)
     if args.to == "ccks":
         return map(write_ccks, cases)
-    if args.to == "instructie":
-        return write_annotated(cases)
     return write_rows((row_of(case, args.form.split(","), args.wordings, args.seed) for case in cases), args.to)
 
 

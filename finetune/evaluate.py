@@ -25,6 +25,7 @@ from knowlm.extraction.answering import (
     answer_all,
     answers_in_file,
     grounded_answers,
+    grounded_question_of,
     model_answers,
     question_of,
     reordered,
@@ -34,10 +35,12 @@ from knowlm.extraction.answering import (
 )
 from knowlm.extraction.cases import read_cases
 from knowlm.extraction.forms import FORMS
+from knowlm.extraction.grounded import OVERLAP, WINDOW
 from knowlm.extraction.locating import items_of
 from knowlm.extraction.score_report import as_markdown, draw, one_line
 from knowlm.extraction.scoring import difference, score, spread
 from knowlm.extraction.thresholds import fit_thresholds, only_above, read_threshold
+from knowlm.extraction.windows import split
 from knowlm.files import locked, read_records, write_json, write_jsonl, write_text
 
 # Flags that no answer depends on
@@ -48,6 +51,8 @@ UNANSWERED = "?"  # can't be parsed, so counts as a miss
 def main() -> None:
     args = parse_args()
     cases = read_cases(args.data)
+    if args.grounded:
+        check_grounded(cases, args.data)
     report = Path(args.report)
     thresholds = read_threshold(args.threshold, {case["task"] for case in cases}) if args.threshold else {}
     with locked(report):
@@ -80,6 +85,15 @@ def main() -> None:
     print(f"{report}: {one_line(metrics)}")
 
 
+def check_grounded(cases: list[dict], path: str) -> None:
+    """Raise ValueError naming the case whose schema can't be put into a grammar."""
+    for case in cases:
+        try:
+            split([grounded_question_of(case)], WINDOW, OVERLAP)
+        except ValueError as error:
+            raise ValueError(f"{path}, case {case['id']}: {error}") from None
+
+
 def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
     """The answers of a file, in the order of the cases."""
     by_id = answers_in_file(read_records(path), str(path), cases)
@@ -95,9 +109,7 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
     for order in range(args.schema_orders):
         asked = [reordered(case, order) for case in cases] if order else cases
         if args.grounded:
-            questions = [
-                {name: c[name] for name in ("task", "schema", "language")} | {"text": c["input"]} for c in asked
-            ]
+            questions = [grounded_question_of(case) for case in asked]
         else:
             questions = [question_of(case, args.form) for case in asked]
         job = {

@@ -16,7 +16,6 @@ found); report.json and report.md. The same input gives the same bytes, with any
 """
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -29,11 +28,20 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
-from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
+from knowlm.files import (
+    new_folder,
+    read_records,
+    require_file,
+    require_new,
+    write_json,
+    write_jsonl,
+    write_records,
+    write_text,
+)
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
 from knowlm.supervision.documents import Document, read_documents
-from knowlm.supervision.graph import KnowledgeGraph
+from knowlm.supervision.graph import KnowledgeGraph, telling_of_disk
 from knowlm.supervision.graph_builder import build_database, schema_for_graph
 from knowlm.supervision.graph_readers import graph_inputs, reader_of
 from knowlm.supervision.names import name_finders
@@ -62,7 +70,7 @@ def main() -> None:
     supervisor = Supervisor(
         database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
     )
-    with new_folder(args.output_dir) as folder:
+    with telling_of_disk(args.output_dir), new_folder(args.output_dir) as folder:
         store = CaseStore(folder / "cases.db", args.seed)
         found = find_all(documents(args, sources), supervisor, args.num_workers)
         write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))
@@ -76,9 +84,8 @@ def main() -> None:
             )
         for side, rows in (("train", "train.json"), ("heldout", "valid.json")):
             write_jsonl(folder / f"{side}.jsonl", store.chosen(side))
-            write_rows(
-                folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in store.chosen(side))
-            )
+            cases = store.chosen(side)
+            write_records(folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in cases))
         report = figures.report(store.num_facts(), list(islice(store.chosen("heldout"), 8)))
         store.close()
         (folder / "cases.db").unlink()
@@ -152,6 +159,8 @@ def parse_args():
     for task in args.tasks:
         if not set(args.form) & set(forms_of(task)):
             refuse(f"--form {','.join(args.form)}: {task} answers are written as {', '.join(forms_of(task))}")
+    if args.database and Path(args.output_dir).resolve() in Path(args.database).resolve().parents:
+        refuse(f"--database {args.database}: lies in --output_dir, which is made new; name another place")
     if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
         refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):
@@ -211,14 +220,6 @@ def is_held_out(document: str, share: float, seed: int) -> bool:
     """By the document's entity, so that its English and Chinese texts lie on one side."""
     digest = hashlib.sha256(f"{seed} {document}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
-def write_rows(path: Path, rows: Iterator[dict]) -> None:
-    """A JSON list, a row a line, written as it comes."""
-    with path.open("w", encoding="utf-8") as file:
-        for number, row in enumerate(rows):
-            file.write((",\n" if number else "[\n") + json.dumps(row, ensure_ascii=False))
-        file.write("\n]\n")
 
 
 if __name__ == "__main__":

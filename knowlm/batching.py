@@ -37,7 +37,8 @@ def pack_rows(lengths: Sequence[int], capacity: int, at_least: int = 1) -> list[
     [[1, 2], [3, 0]]
     """
     longest_first = sorted(range(len(lengths)), key=lambda number: (-lengths[number], number))
-    count = max(at_least, -(-sum(lengths) // capacity))
+    alone = sum(2 * length > capacity for length in lengths)  # no two of these fit into one row
+    count = max(at_least, alone, -(-sum(lengths) // capacity))
     while True:
         heap: list[tuple[int, int]] = [(0, row) for row in range(count)]
         rows: list[Row] = [[] for _ in range(count)]

@@ -86,7 +86,8 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):
         """As argparse, but a misspelled flag is named first: not another one that is missing for it."""
         flags = [text.partition("=")[0] for text in (sys.argv[1:] if args is None else args)]
-        unknown = [flag for flag in flags if re.match("--.", flag) and flag not in self._option_string_actions]
+        flags = [flag for flag in flags if re.fullmatch(r"--\S+", flag)]  # argparse takes the others for values
+        unknown = [flag for flag in flags if flag not in self._option_string_actions]
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return super().parse_args(args, namespace)

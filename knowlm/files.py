@@ -151,6 +151,21 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def write_records(path: str | Path, rows: Iterable[dict]) -> int:
+    """Write rows as they come, each on a line of its own: a JSON list where the name ends in .json, else JSONL.
+
+    Returns how many there were.
+    """
+    before, between, after, end = ("[\n", ",\n", "", "\n]\n") if Path(path).suffix == ".json" else ("", "", "\n", "")
+    count = 0
+    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+        lines.write(before)
+        for count, row in enumerate(rows, 1):
+            lines.write((between if count > 1 else "") + json.dumps(row, ensure_ascii=False) + after)
+        lines.write(end)
+    return count
+
+
 def read_json(path: str | Path) -> Any:
     """Raises ValueError naming the file when it is missing or no JSON."""
     try:

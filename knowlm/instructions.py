@@ -57,6 +57,8 @@ def encode_rows(
         raise ValueError(
             f"{tokenizer.name_or_path}: its tokenizer can't tell characters' places; a tokenizer.json is needed"
         )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"{tokenizer.name_or_path}: its tokenizer has no end token (eos_token); name one in its files")
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
     for first in range(0, len(rows), AT_ONCE):
         part = rows[first : first + AT_ONCE]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from knowlm.files import replacing, sync
+from knowlm.files import read_json, replacing, sync
 
 # Flags of 2023 that transformers 5 dropped: their new name, or None for one that no longer changes anything.
 RENAMED_FLAGS = {
@@ -86,8 +86,17 @@ def use_one_gpu_per_process() -> None:
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest ``checkpoint-N`` that was saved to its end: the Trainer writes ``trainer_state.json`` last."""
-    whole = [path for path in Path(output_dir).glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
+    whole = [path for path in paths if is_whole_checkpoint(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def is_whole_checkpoint(folder: str | Path) -> bool:
+    try:
+        read_json(Path(folder) / "trainer_state.json")
+    except ValueError:  # it isn't there, or a kill cut it
+        return False
+    return True
 
 
 def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
@@ -103,9 +112,10 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
     if checkpoint in ("False", "false"):
         checkpoint = None
     if checkpoint:
-        if not (Path(checkpoint) / "trainer_state.json").is_file():
+        if not is_whole_checkpoint(checkpoint):
             raise ValueError(
-                f"{checkpoint}: not a whole checkpoint (no trainer_state.json); name another or leave the flag out"
+                f"{checkpoint}: not a whole checkpoint (trainer_state.json is missing or cut); "
+                "name another or leave the flag out"
             )
         print(f"going on from {checkpoint}", file=sys.stderr)
     trainer.train(resume_from_checkpoint=checkpoint)

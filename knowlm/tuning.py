@@ -20,6 +20,7 @@ from knowlm.prompts import Prompter
 from knowlm.training import last_losses, last_whole_checkpoint
 from knowlm.validation import answers, mean_f1
 
+SHAPE = ("lora_r", "lora_alpha", "lora_target_modules")  # settings that make of an adapter's weights another one
 GOLD = Path(__file__).resolve().parents[1] / "finetune/data/gold"
 
 
@@ -157,6 +158,25 @@ def check_settings(settings: TuningSettings) -> None:
         )
     if settings.eval_cases:
         require_file(settings.eval_cases)
+    check_going_on(settings)
+
+
+def check_going_on(settings: TuningSettings) -> None:
+    """Raise ValueError where the checkpoints' weights would be taken for those of another adapter."""
+    path = Path(settings.output_dir) / "tuning_data.json"
+    if starts_over(settings) or not path.is_file() or not last_whole_checkpoint(settings.output_dir):
+        return
+    old = read_json(path)
+    for name in SHAPE:
+        if name in old and old[name] != getattr(settings, name, old[name]):
+            raise ValueError(
+                f"--{name} {getattr(settings, name)}: the run in {settings.output_dir} has {old[name]}; name another "
+                "--output_dir, or start over with --resume_from_checkpoint False"
+            )
+
+
+def starts_over(settings: TuningSettings) -> bool:
+    return str(settings.resume_from_checkpoint) in ("False", "false")
 
 
 def check_fits(settings: TuningSettings, examples: list[Example]) -> None:
@@ -239,7 +259,8 @@ def note_data(settings: TuningSettings, data: TuningData) -> None:
     names = ("batch_size", "group_by_length", "seed")
     new = {name: getattr(settings, name) for name in names} | {"examples_sha256": digest.hexdigest()}
     old = read_json(path) if path.is_file() and last_whole_checkpoint(settings.output_dir) else new
-    if str(settings.resume_from_checkpoint) not in ("False", "false"):
+    new |= {name: getattr(settings, name) for name in SHAPE if hasattr(settings, name)}
+    if not starts_over(settings):
         for name in names if old["examples_sha256"] == new["examples_sha256"] else ("examples_sha256",):
             if old[name] != new[name]:
                 say(f"{path}: {name} was {old[name]} and is {new[name]}: examples may be seen twice or not at all")
@@ -333,7 +354,7 @@ def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
 def ending(trainer, settings: TuningSettings) -> str:
     """``after 60 steps, held-out loss 3.60 → 0.26``, or which step it is of, where the best was asked for."""
     state = trainer.state
-    if settings.best_by:
+    if settings.best_by and state.best_global_step:  # none where a run was over before, or all losses were nan
         step = f"of step {state.best_global_step} of {state.global_step}"
         return f"{step}, the best by {settings.best_by}: {state.best_metric:.3f}"
     return f"after {state.global_step} steps, {last_losses(state.log_history)}"

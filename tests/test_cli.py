@@ -118,6 +118,13 @@ def test_a_misspelled_flag_is_named_before_the_one_that_it_should_be(monkeypatch
     assert capsys.readouterr().err == "x.py: error: unrecognized arguments: --fodler (see --help)\n"
 
 
+def test_a_text_that_begins_with_dashes_is_a_value():
+    parser = ArgumentParser("Does it.")
+    parser.add_argument("--text")
+    assert parser.parse_args(["--text", "-- Who is there? -- Ann."]).text == "-- Who is there? -- Ann."
+    assert parser.parse_args(["--text=--verbose"]).text == "--verbose"
+
+
 def test_one_process_of_several_ends_without_the_interpreters_own_end():
     code = """
 import atexit

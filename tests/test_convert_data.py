@@ -97,6 +97,14 @@ def test_one_text_has_one_annotated_record(convert):
     assert len(record["entity"]) == 3
 
 
+def test_a_text_without_any_label_makes_no_instruction(convert):
+    records = [{"id": n, "text": "Ann in Rome", "relation": found} for n, found in enumerate(([], RE["gold"]))]
+    assert len(convert(records, "instructie", "instructie")) == 1  # of one text
+    for kind in ("alpaca", "iepile"):
+        (row,) = convert(records, "instructie", kind)
+        assert "首都" in row["instruction"]
+
+
 def test_iepile_as_published_is_read(convert):
     asked = {"instruction": "You are …", "schema": ["children", "company"], "input": "Ann's son Bob."}
     answer = {"children": [{"subject": "Ann", "object": "Bob"}], "company": []}
@@ -178,6 +186,22 @@ def test_a_record_of_another_form_is_named(run_script, tmp_path, flags, message)
     assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("table", [["a"], {"a": "b"}, {"NER": {"a": 1}}])
+def test_a_table_of_confusable_labels_that_is_none_is_refused(run_script, tmp_path, table):
+    (tmp_path / "table.json").write_text(json.dumps(table))
+    given = write(tmp_path / "given.jsonl", [NER])
+    flags = ["--from", "cases", "--to", "alpaca", "--ask", "hard", "--hard_negatives", tmp_path / "table.json"]
+    result = run_script("finetune/convert_data.py", "--input", given, *flags, "--output", tmp_path / "out.jsonl")
+    assert result.returncode == 1
+    assert "table.json: is no table of labels" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+def test_a_table_of_confusable_labels_is_read_by_task_and_source(convert, tmp_path):
+    (tmp_path / "table.json").write_text(json.dumps({"NER": {"source": {"person": ["animal"]}, "place": ["person"]}}))
+    (case,) = convert([NER], "cases", "cases", "--ask", "hard", "--hard_negatives", tmp_path / "table.json")
+    assert set(case["schema"]) == {"person", "place", "animal"}
 
 
 names = st.text(st.characters(categories=["L"]), min_size=1, max_size=6)

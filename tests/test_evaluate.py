@@ -21,6 +21,8 @@ CASES = [
     },
 ]
 
+NONE_KEPT = ["--threshold", "1"]
+
 
 @pytest.fixture
 def data(tmp_path):
@@ -48,7 +50,9 @@ def test_a_file_of_answers_is_scored(run_script, data, tmp_path):
 
 
 def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
-    (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "(Paris,country,France)"}\n')
+    (tmp_path / "answers.jsonl").write_text(
+        '{"id": "1", "output": "(Paris,country,France)"}\n{"id": "2", "output": null}\n'
+    )
     run_script(
         "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
     )
@@ -81,6 +85,41 @@ def test_other_orders_of_the_schema_are_asked_too(run_warm, data, tiny_llama, tm
     orders = json.loads((tmp_path / "report/metrics.json").read_text())["schema_orders"]
     assert {name: len(figures["f1"]) for name, figures in orders.items()} == {"NER": 2, "RE": 2}
     assert not list((tmp_path / "report").glob("answers-*"))
+
+
+@pytest.fixture
+def talkative_llama(tiny_llama, tmp_path):
+    """Random weights that find something: what made "NAN" likelier than "(" is turned round."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (kind.from_pretrained(tiny_llama) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    pair = [tokenizer.convert_tokens_to_ids(token) for token in "N("]
+    with torch.no_grad():
+        model.lm_head.weight[pair] = model.lm_head.weight[pair[::-1]]
+    for part in (model, tokenizer):
+        part.save_pretrained(tmp_path / "talkative")
+    return tmp_path / "talkative"
+
+
+@pytest.mark.slow
+def test_grounded_answers_parse_and_their_threshold_is_taken_to_other_cases(run_warm, data, talkative_llama, tmp_path):
+    command = ["finetune/evaluate.py", "--data", data, "--base_model", talkative_llama, "--grounded"]
+    command += ["--max_new_tokens", 30]
+    for name, flags in (("fitted", ["--schema_orders", 2]), ("taken", ["--threshold", "fitted"]), ("none", NONE_KEPT)):
+        result = run_warm(*command, *flags, "--report", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    fitted, taken, none = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("fitted", "taken", "none"))
+    assert fitted["thresholds"].keys() == {"NER", "RE"} and fitted["unparsable"] == 0
+    assert fitted["NER"]["predicted"] + fitted["RE"]["predicted"] > 0
+    assert all(figures["deviation"] == 0 for figures in fitted["schema_orders"].values())
+    for case, line in zip(CASES, (tmp_path / "fitted/predictions.jsonl").read_text().splitlines(), strict=True):
+        for item in json.loads(json.loads(line)["output"]):
+            assert 0 < item["score"] <= 1
+            assert all(item[name] in case["input"] for name in ("text", "head", "tail") if name in item)
+    for task in ("NER", "RE"):
+        assert taken[task]["f1"] == fitted["thresholds"][task]["f1"]
+        assert none[task]["predicted"] == 0
 
 
 def test_two_answers_to_a_case_are_refused(run_script, data, tmp_path):
@@ -117,6 +156,23 @@ def test_a_bad_case_is_named(run_script, data, tmp_path, change, message):
     result = run_script("finetune/evaluate.py", "--data", data, "--predictions", data, "--report", tmp_path / "report")
     assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_case_that_no_grammar_can_be_made_of_is_named_before_a_model_loads(run_script, data, tmp_path):
+    data.write_text(json.dumps(CASES[0]) + "\n" + json.dumps(CASES[1] | {"schema": [], "gold": []}))
+    flags = ["--data", data, "--base_model", "nowhere", "--grounded", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert result.returncode == 1
+    assert "case 2: schema: for NER a list like" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_threshold_of_no_report_is_told(run_script, data, tmp_path):
+    (tmp_path / "list.json").write_text("[1]")
+    flags = ["--data", data, "--base_model", "nowhere", "--grounded", "--threshold", tmp_path / "list.json"]
+    result = run_script("finetune/evaluate.py", *flags, "--report", tmp_path / "report")
+    assert result.returncode == 1
+    assert "list.json: has no threshold for NER" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_path):

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 
@@ -112,6 +115,14 @@ def test_graphs_are_read_back_by_other_programs(rows, tmp_path):
     assert (tmp_path / "graph.svg").read_text().count("<svg") == 1
 
 
+def test_an_edge_of_many_documents_takes_time_as_they_do():
+    rows = [{"id": n, "entities": [mention("China") | {"type": "place", "score": n / 30_000}]} for n in range(30_000)]
+    begin = time.process_time()
+    ((_, _, edge),) = as_graph(rows).edges(data=True)
+    assert time.process_time() - begin < 10  # each document sorted all before it: minutes
+    assert edge["documents"].split("\n") == sorted(map(str, range(30_000))) and edge["score"] == 29_999 / 30_000
+
+
 def test_the_same_records_give_the_same_files(tmp_path):
     for ending in ("ttl", "graphml", "png", "svg"):
         write_graph(RELATIONS, tmp_path / f"a.{ending}")
@@ -177,3 +188,48 @@ def test_a_server_that_is_not_there_is_told(run_script, tmp_path):
     result = run_script("examples/extract.py", *command)
     assert result.returncode == 1
     assert "can't be reached" in result.stderr.splitlines()[-1] and not (tmp_path / "o").exists()
+
+
+@pytest.fixture
+def server(tmp_path):
+    """What stands for inference/launch_vllm.py, and the texts it was asked; in the end the output can't be written."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            question = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(question["text"])
+            (tmp_path / "o.jsonl").mkdir(exist_ok=True)
+            reply = json.dumps({"items": [], "is_whole": True, "error": None}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(reply)))
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
+        Thread(target=listener.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.server_port}", asked
+        listener.shutdown()
+
+
+def test_answers_are_kept_where_the_output_cannot_be_written(run_script, server, texts, tmp_path):
+    command = ["examples/extract.py", "--server", server[0], "--task", "NER", "--schema", "a", "--input", texts]
+    result = run_script(*command, "--output", "o.jsonl")
+    assert result.returncode == 1 and len(server[1]) == 3
+    (tmp_path / "o.jsonl").rmdir()
+    result = run_script(*command, "--output", "o.jsonl")
+    assert result.returncode == 0 and len(server[1]) == 3, result.stderr
+    assert len((tmp_path / "o.jsonl").read_text().splitlines()) == 3
+    assert [path.name for path in tmp_path.glob("o.jsonl*")] == ["o.jsonl"]
+
+
+@pytest.mark.parametrize(("output", "message"), [("folder", "is a folder"), ("texts.jsonl", "is the input")])
+def test_an_output_that_is_something_else_is_refused_first(run_script, server, texts, tmp_path, output, message):
+    (tmp_path / "folder").mkdir()
+    command = ["examples/extract.py", "--server", server[0], "--task", "NER", "--schema", "a", "--input", texts]
+    result = run_script(*command, "--output", output)
+    assert result.returncode == 2 and not server[1]
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1

@@ -1,9 +1,10 @@
 import errno
+import json
 import os
 
 import pytest
 
-from knowlm.files import new_folder, replacing, require_new, require_space
+from knowlm.files import new_folder, read_records, replacing, require_new, require_space, write_records
 
 
 def test_an_output_that_links_to_an_empty_folder_is_filled_there(tmp_path):
@@ -50,3 +51,12 @@ def test_too_little_space_is_told_in_a_unit_that_shows_it(tmp_path, monkeypatch)
         require_space(tmp_path / "out", 2_500_000)
     with pytest.raises(OSError, match=r"26.0 GB are needed and 0.0 GB are free"):
         require_space(tmp_path / "out", 26 * 10**9)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_records_come_back_from_a_list_and_from_lines(tmp_path, count):
+    rows = [{"text": f"一\u2028{number}\n"} for number in range(count)]
+    for name in ("a.json", "a.jsonl"):
+        assert write_records(tmp_path / name, iter(rows)) == count
+        assert read_records(tmp_path / name) == rows
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == rows

@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import json
+import resource
 import sqlite3
 
 import pytest
@@ -107,6 +108,29 @@ def test_n_triples_are_read(tmp_path, compress):
         build_database([path], None, tmp_path / "bad.db")
 
 
+def test_characters_that_java_escaped_as_two_halves_are_read(tmp_path):
+    path = tmp_path / "graph.nt"
+    label = '<http://x.org/r/Tree> <http://www.w3.org/2000/01/rdf-schema#label> "\\uD83C\\uDF33 Tree"@en .'
+    path.write_text(f"{label}\n<http://x.org/r/Tree> <http://x.org/o/in> <http://x.org/r/Wood> .\n")
+    assert len(graph_of(path).lookup("🌳 Tree", "english")) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("a.jsonl", {"id": "Ann", "names": ["Ann"], "type": ["person"]}, 'a.jsonl, line 1: "type" must be a text'),
+        ("b.jsonl", {"head": "Ann", "relation": "born", "tail": "9" * 5000 + "-01"}, None),
+    ],
+)
+def test_odd_facts_are_named_or_read(tmp_path, name, line, message):
+    (tmp_path / name).write_text(json.dumps(line))
+    if message:
+        with pytest.raises(ValueError, match=message):
+            graph_of(tmp_path / name)
+    else:
+        assert graph_of(tmp_path / name).count("triples") == 1
+
+
 @pytest.mark.parametrize("compress", [None, bz2.compress])
 def test_a_wikidata_dump_is_read(tmp_path, compress):
     path = tmp_path / ("dump.json" + (".bz2" if compress else ""))
@@ -166,6 +190,19 @@ def test_a_database_is_built_again_only_when_its_source_changes(tmp_path):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["graph.db", "graph.tsv"]
 
 
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
+    path = tmp_path / "graph.tsv"
+    path.write_text("".join(f"Town {n}\tin\tLand {n}\n" for n in range(2000)))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match=r"graph.db: .*make room on that disk"):
+            build_database([path], None, tmp_path / "graph.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [file.name for file in tmp_path.iterdir()] == ["graph.tsv"]
+
+
 @pytest.mark.parametrize(
     ("value", "text", "said"),
     [
@@ -192,6 +229,10 @@ def test_dates_and_quantities_are_matched_in_their_surface_forms(value, text, sa
     value = read_value(value)
     spans = [span for mention in find_values(text) if (span := matching_span(value, mention))]
     assert [text[start:stop] for start, stop in spans[:1]] == ([said] if said else [])
+
+
+def test_a_number_too_large_for_a_float_is_no_quantity():
+    assert [mention.value for mention in find_values("n = 12" + "0" * 400 + " in 1889")] == ["1889"]
 
 
 def test_texts_are_read_as_json_lines_plain_lines_and_whole_files(tmp_path):

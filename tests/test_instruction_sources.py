@@ -165,6 +165,14 @@ def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.partial").exists()
 
 
+def test_a_database_in_the_new_folder_is_refused_before_it_is_built(wordnet, tmp_path):
+    paths = ("--texts", wordnet / "texts.jsonl", "--knowledge", wordnet / "graph.jsonl")
+    output = ("--output_dir", tmp_path / "out", "--database", tmp_path / "out/graph.db")
+    result = script("finetune/kg2instructions.py", *paths, *output, ok=False)
+    assert "lies in --output_dir" in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not any(tmp_path.iterdir())
+
+
 def test_empty_cases_stay_few_and_no_case_is_on_both_sides(tmp_path):
     store = CaseStore(tmp_path / "cases.db", seed=0)
     for number in range(40):
@@ -178,6 +186,17 @@ def test_empty_cases_stay_few_and_no_case_is_on_both_sides(tmp_path):
     kept = list(store.chosen("train"))
     assert sum(not case["gold"] for case in kept) == 3
     assert not {case["id"] for case in kept} & {case["id"] for case in store.chosen("heldout")}
+
+
+def test_nothing_to_find_is_not_claimed_where_the_graph_tells_no_types(tmp_path):
+    (tmp_path / "graph.tsv").write_text("Ada Lovelace\tworked with\tCharles Babbage\n")
+    rows = [{"text": f"Ada Lovelace met Charles Babbage {n} times.", "title": str(n)} for n in range(20)]
+    rows.append({"text": ""})  # which ends nothing
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    paths = ("--texts", tmp_path / "texts.jsonl", "--knowledge", tmp_path / "graph.tsv")
+    script("finetune/kg2instructions.py", *paths, *HALF, "--output_dir", tmp_path / "out")
+    cases = lines(tmp_path / "out/train.jsonl") + lines(tmp_path / "out/heldout.jsonl")
+    assert {case["task"] for case in cases} == {"RE"} and len(cases) == 20
 
 
 def test_a_named_event_is_a_trigger_with_its_facts_as_arguments(tmp_path):

@@ -114,3 +114,11 @@ def test_data_that_is_no_instructions_is_named_by_record(tmp_path, row):
     (tmp_path / "rows.json").write_text(f'[{{"instruction": "a", "output": "b"}}, {row}]')
     with pytest.raises(ValueError, match=r"rows\.json, record 2"):
         read_rows(tmp_path / "rows.json")
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tiny_tokenizer):
+    from transformers import PreTrainedTokenizerFast
+
+    endless = PreTrainedTokenizerFast(tokenizer_object=tiny_tokenizer.backend_tokenizer)
+    with pytest.raises(ValueError, match="has no end token"):
+        encode({"instruction": "Say hello.", "output": "Hello"}, endless)

@@ -153,9 +153,9 @@ def rows_of(piece):
     ],
 )
 def test_a_wrong_triple_is_named_by_line(folder, row, message):
-    with (folder / "triples.tsv").open("a") as file:
-        file.write(row + "\n")
-    with pytest.raises(ValueError, match=f"line 8: .*{message}"):
+    with (folder / "triples.tsv").open("a", encoding="utf-8") as file:
+        file.write("hugo\tbirthplace\tparis\ta note\u2028of two lines\n" + row + "\n")
+    with pytest.raises(ValueError, match=f"line 9: .*{message}"):
         graph_of(folder)
     assert not list(folder.parent.glob("*.db*"))
 
@@ -201,6 +201,7 @@ def test_the_longer_of_nested_arguments_stays(folder):
 
 def test_pieces_are_whole_sentences():
     assert split_text("One two. Three four. Five.", "english", 4) == ["One two. Three four.", "Five."]
+    assert split_text("", "english", 4) == split_text(" \n", "chinese", 4) == []
 
 
 @pytest.mark.parametrize(("language", "word"), [("english", "word "), ("chinese", "字")])

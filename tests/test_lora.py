@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,20 @@ def test_a_run_that_goes_on_with_other_steps_is_told(tune, data, tmp_path):
     assert "batch_size was" not in result.stderr
 
 
+def test_a_run_does_not_go_on_as_another_adapter(tune, tmp_path):
+    assert tune("lora", num_epochs=0.3).returncode == 0
+    before = adapter(tmp_path / "lora")
+    for change in ({"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}):
+        result = tune("lora", **change)
+        assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+        ((name, value),) = change.items()
+        assert f"--{name} {value}: the run in" in result.stderr
+    assert all(torch.equal(value, before[name]) for name, value in adapter(tmp_path / "lora").items())
+    result = tune("lora", num_epochs=0.3, lora_r=8, resume_from_checkpoint=False)
+    assert result.returncode == 0, result.stderr
+    assert next(value.shape[0] for name, value in adapter(tmp_path / "lora").items() if "lora_A" in name) == 8
+
+
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])
 def test_a_quantized_base_is_tuned_on_a_cpu_from_a_folder_of_data(tune, data, tmp_path, bits):
     (tmp_path / "folder").mkdir()
@@ -188,6 +203,17 @@ def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_ll
     assert f"adapter of step {best} of {state['global_step']}, the best by loss: {by_step[best]:.3f}" in result.stdout
     kept = adapter(tmp_path / f"lora/checkpoint-{best}")
     assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
+
+
+def test_where_no_checkpoint_was_the_best_the_last_is_told():
+    from transformers import TrainerState
+
+    from knowlm.tuning import TuningSettings, ending
+
+    settings = TuningSettings(base_model="m", data_path="d", best_by="loss")
+    for best in (None, float("inf")):
+        state = TrainerState(global_step=3, best_metric=best, log_history=[{"loss": 2.0, "step": 1}])
+        assert ending(SimpleNamespace(state=state), settings) == "after 3 steps, training loss 2.000 → 2.000"
 
 
 def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):

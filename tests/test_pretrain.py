@@ -177,9 +177,10 @@ def test_a_half_written_checkpoint_is_not_resumed(tmp_path):
     for step in (2, 10):
         (tmp_path / f"checkpoint-{step}").mkdir()
     assert last_whole_checkpoint(tmp_path) is None
-    (tmp_path / "checkpoint-2/trainer_state.json").touch()
+    (tmp_path / "checkpoint-2/trainer_state.json").write_text("{}")
+    (tmp_path / "checkpoint-10/trainer_state.json").write_text('{"log_history": [')  # a kill cut it
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-best")  # a user's own
     assert last_whole_checkpoint(tmp_path).endswith("checkpoint-2")
-    shutil.rmtree(tmp_path / "checkpoint-10")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
     deepspeed --num_gpus 8 finetune/full/finetune.py --deepspeed pretrain/configs/zero3.json \\
         --base_model ./zhixi --data_path ./instructions/train.json --output_dir ./tuned
-    python finetune/full/finetune.py --base_model ./zhixi --data_path ./instructions --output_dir ./tuned --pack
+    python finetune/full/finetune.py --base_model ./zhixi --data_path ./instructions/train.json --output_dir ./tuned
 
 Data and flags are those of finetune/lora/finetune.py without LoRA's own. Output: the model as a Hugging Face folder,
 checkpoint-N folders, trainer_state.json, loss.png. A run that was stopped goes on from its last whole checkpoint

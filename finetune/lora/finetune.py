@@ -2,7 +2,7 @@
 
     python finetune/lora/finetune.py --base_model ./zhixi --data_path ./instructions/train.json --output_dir ./lora
     torchrun --nproc_per_node 8 finetune/lora/finetune.py --base_model ./zhixi \\
-        --data_path ./instructions --output_dir ./lora --pack
+        --data_path ./instructions/train.json --output_dir ./lora --pack
 
 Data: JSON or JSONL of {"instruction", "input", "output"}, one file or a folder of them. The base is loaded in int8 on a
 GPU (--load_4bit: QLoRA; --load_8bit False: 16 bits), in 32 bits on a CPU. Output: a peft adapter folder with the

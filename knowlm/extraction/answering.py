@@ -1,8 +1,10 @@
 """Answers of a model or a server to extraction cases; those of a stopped run are kept."""
 
+import http.client
 import json
 import random
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -147,21 +149,29 @@ def post(address: str, route: str, body: dict) -> dict:
     request = urllib.request.Request(
         f"{address.rstrip('/')}/{route}", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
+    is_here = urllib.parse.urlsplit(address).hostname in ("127.0.0.1", "localhost", "::1")  # no proxy reaches it
+    opener = urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if is_here else []))
     try:
-        with urllib.request.urlopen(request, timeout=3600) as reply:
-            return json.load(reply)
+        with opener.open(request, timeout=3600) as response:
+            reply = json.load(response)
     except urllib.error.HTTPError as error:
         told = error.read().decode(errors="replace")[:200]
         text = body.get("input", body.get("text", ""))
         raise OSError(f"{address}: refused {text[:40]!r}: {told}") from None
     except urllib.error.URLError as error:
         raise OSError(f"{address}: can't be reached ({error.reason}); start inference/launch_vllm.py first") from None
-    except (TimeoutError, ConnectionError) as error:
+    except (TimeoutError, ConnectionError, http.client.HTTPException) as error:
         raise OSError(f"{address}: broke off ({error}); is the server still running?") from None
+    except ValueError:
+        reply = None
+    if not isinstance(reply, dict) or "error" not in reply:
+        raise OSError(f"{address}: no inference/launch_vllm.py answers there; name the address that it printed")
+    return reply
 
 
 def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
-    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text.
+    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text, null as
+    no answer.
 
     Raises ValueError on an answer to no case, and on a second one to the same case: there is no best of several.
     """
@@ -175,5 +185,6 @@ def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> d
             raise ValueError(f"{path}: answers {name!r}, which is no case; do both files belong together?")
         if name in answers:
             raise ValueError(f"{path}, record {number}: a second answer to {name!r}; keep one")
-        answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
+        if output is not None:
+            answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
     return answers

@@ -162,6 +162,7 @@ def as_graph(rows: Sequence[dict]):
     import networkx
 
     graph = networkx.MultiDiGraph()
+    documents_of: dict[tuple, set[str]] = {}  # by edge
 
     def node(kind: str, name: str, label: str) -> str:
         key = CONTROL.sub("\ufffd", f"{kind}:{name}")
@@ -171,12 +172,10 @@ def as_graph(rows: Sequence[dict]):
     def link(source: str, label: str, target: str, record: dict, document: str) -> None:
         label, document = CONTROL.sub("\ufffd", label), CONTROL.sub("\ufffd", document)
         score = 1.0 if record["score"] is None else record["score"]
-        if graph.has_edge(source, target, key=label):
-            edge = graph.edges[source, target, label]
-            documents = sorted({*edge["documents"].split("\n"), document})
-            edge |= {"score": max(score, edge["score"]), "documents": "\n".join(documents)}
-        else:
-            graph.add_edge(source, target, key=label, label=label, score=score, documents=document)
+        if (source, target, label) in documents_of:
+            score = max(score, graph.edges[source, target, label]["score"])
+        graph.add_edge(source, target, key=label, label=label, score=score)
+        documents_of.setdefault((source, target, label), set()).add(document)
 
     for row in rows:
         document = str(row["id"])
@@ -191,6 +190,8 @@ def as_graph(rows: Sequence[dict]):
             for argument in r["arguments"]:
                 entity = node("entity", argument["text"], argument["text"])
                 link(event, argument["role"], entity, r, document)
+    for edge, documents in documents_of.items():
+        graph.edges[edge]["documents"] = "\n".join(sorted(documents))
     return graph
 
 

@@ -17,6 +17,7 @@ from knowlm.extraction.windows import LONGEST_WINDOW, Ask, Extraction, join, spl
 from knowlm.generation import GenerationSettings, encode_prompts, generate
 
 WINDOW, OVERLAP = 600, 150  # characters
+AT_ONCE = 1000  # prompts that the tokenizer takes in one call
 MOST_REPEATS = 3  # items of an answer that it held already; a model that repeats itself is ended
 PARTS = {"NER": 2, "RE": 3}  # of an item, each a decision of the model; an event has two, and two for every argument
 
@@ -101,7 +102,8 @@ def _in_batches(model, tokenizer, questions, asks: list[Ask], prompter, settings
 
 def check_lengths(tokenizer, prompts: list[str], max_new_tokens: int, longest: int | None) -> None:
     """ValueError if a prompt and its answer are more tokens than the model has positions."""
-    length = max((len(ids) + 1 for ids in tokenizer(prompts).input_ids), default=0) if prompts else 0
+    some = (prompts[first : first + AT_ONCE] for first in range(0, len(prompts), AT_ONCE))  # the ids take much memory
+    length = max((len(ids) + 1 for part in some for ids in tokenizer(part).input_ids), default=0)
     if longest and length + max_new_tokens > longest:
         raise ValueError(
             f"a prompt of {length} tokens and max_new_tokens={max_new_tokens} exceed the model's {longest}; "

@@ -16,7 +16,8 @@ def read_threshold(text: str, tasks: Iterable[str]) -> dict[str, float]:
     try:
         thresholds = dict.fromkeys(tasks, float(text))
     except ValueError:
-        fitted = read_json(Path(text) / "metrics.json" if Path(text).is_dir() else text).get("thresholds", {})
+        report = read_json(Path(text) / "metrics.json" if Path(text).is_dir() else text)
+        fitted = report.get("thresholds", {}) if isinstance(report, dict) else {}
         lacking = set(tasks) - fitted.keys()
         if lacking:
             raise ValueError(

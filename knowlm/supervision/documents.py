@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import orjson
@@ -117,8 +118,7 @@ def split_spans(text: str, language: str, length: int) -> list[tuple[int, int]]:
 
 
 def sentences(text: str, language: str) -> Iterator[tuple[int, int]]:
-    ends = sentence_ends(text, language)
-    return zip([0, *ends[:-1]], ends, strict=True)
+    return pairwise([0, *sentence_ends(text, language)])
 
 
 def size_of(text: str, language: str) -> int:

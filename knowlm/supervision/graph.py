@@ -4,6 +4,7 @@ import json
 import sqlite3
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice
@@ -126,6 +127,15 @@ class KnowledgeGraph:
         """Entities by key, else by name."""
         entity = id_of(reference)
         return (entity,) if self.entity(entity) else self.candidates(fold(reference), language)
+
+
+@contextmanager
+def telling_of_disk(path: str | Path) -> Iterator[None]:
+    """Turn SQLite's errors, nearly always those of a full disk, into an OSError that names ``path``."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise OSError(f"{path}: {error}; make room on that disk, or name another place") from error
 
 
 def batches(items: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from knowlm.files import locked, replacing
-from knowlm.supervision.graph import id_of
+from knowlm.supervision.graph import id_of, telling_of_disk
 from knowlm.supervision.graph_readers import (
     FALLBACK,
     INSTANCE_OF,
@@ -83,7 +83,7 @@ def build_database(paths: Sequence[Path], schema_folder: str | Path | None, data
         if stored_source(database) == source:
             return False
         schema = schema_for_graph(paths, schema_folder)
-        with replacing(database) as partial:
+        with telling_of_disk(database), replacing(database) as partial:
             partial.unlink(missing_ok=True)
             staging = partial.with_name(f"{database.name}.staging")
             staging.unlink(missing_ok=True)
@@ -268,7 +268,7 @@ class GraphBuilder:
         ).fetchone()
         if row:
             line, found, relation = row
-            cells = (path / "triples.tsv").read_text(encoding="utf-8").splitlines()[line - 1].split("\t")
+            cells = (path / "triples.tsv").read_text(encoding="utf-8").split("\n")[line - 1].split("\t")
             end = cells[0] if side == "head" else cells[2]
             fault = f"is a {found}, which {relation} does not take there" if found else "is not in entities.tsv"
             raise ValueError(f"{path / 'triples.tsv'}, line {line}: {end} {fault}")

@@ -10,6 +10,7 @@ Each reader yields facts:
 """
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -129,7 +130,7 @@ def rows_of(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[dict[str, st
 def triple_of(cells: Sequence[str], line: int, is_year: bool = False) -> Triple:
     """A triple whose tail is a value if it looks like one; ``is_year``: any whole number is a year."""
     head, relation, tail = cells
-    if is_year and re.fullmatch(r"-?\d+", tail):
+    if is_year and re.fullmatch(r"-?\d{1,18}", tail):
         return Triple(head, relation, tail, write_date(tail[0], abs(int(tail))), line)
     return Triple(head, relation, tail, read_value(tail), line)
 
@@ -175,7 +176,10 @@ def read_json_lines(path: Path) -> Iterator[Fact]:
             yield triple
             yield from plain_names(triple)
         elif isinstance(row, dict) and isinstance(row.get("id"), str):
-            yield Entity(row["id"], row.get("type") or "")
+            kind = row.get("type") or ""
+            if not isinstance(kind, str):
+                raise ValueError(f'{path}, line {number}: "type" must be a text, one of the ids in types.tsv')
+            yield Entity(row["id"], kind)
             yield from (Name(row["id"], *rest) for rest in names_of(row.get("names"), path, number))
         elif isinstance(row, dict) and isinstance(row.get("relation"), str):
             yield from (Name(RELATION + row["relation"], *rest) for rest in names_of(row.get("names"), path, number))
@@ -224,13 +228,27 @@ def read_n_triples(path: Path) -> Iterator[Fact]:
                 yield Entity(tail, "")
                 yield Name(tail, "", local_name(tail), FALLBACK)
             continue
-        text = ESCAPE.sub(lambda m: ESCAPED.get(m[3], m[3]) if m[3] else chr(int(m[1] or m[2], 16)), literal)
+        text = unescaped(literal)
         language = language_of(code or "")
         if relation in LABELS + ALIASES:
             if language is not None:
                 yield Name(head, language, text, 0 if relation in LABELS else 1)
         elif datatype and (value := read_value(text)) is not None:
             yield Triple(head, relation, text, value, number)
+
+
+def unescaped(literal: str) -> str:
+    r"""What the escapes of a literal stand for; two halves of a character, as Java writes them, become one.
+
+    >>> unescaped(r"\u5DF4\u9ECE \uD83D\uDE00 \U0001F600"), unescaped(r"\uD83D")
+    ('巴黎 😀 😀', '�')
+    """
+    text = ESCAPE.sub(lambda m: ESCAPED.get(m[3], m[3]) if m[3] else character_of(m[1] or m[2]), literal)
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def character_of(digits: str) -> str:
+    return chr(code) if (code := int(digits, 16)) <= sys.maxunicode else "\ufffd"
 
 
 def local_name(iri: str) -> str:

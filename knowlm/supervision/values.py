@@ -4,6 +4,7 @@ A date is ``YYYY``, ``YYYY-MM`` or ``YYYY-MM-DD`` as text, before Christ with a 
 """
 
 import calendar
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ TIMES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12} | {"
 DIGITS = r"(?<![A-Za-z0-9_.,])(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 NUMBER = re.compile(DIGITS + "(?: ?(?P<times>" + "|".join(TIMES) + r"))?(?!\d)")
 HAS_DIGIT = re.compile(r"\d|[〇○零一二三四五六七八九]{4}年")
-GRAPH_DATE = re.compile(r"([+-]?)(\d{3,})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+Z?)?")
+GRAPH_DATE = re.compile(r"([+-]?)(\d{3,18})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+Z?)?")
 GRAPH_NUMBER = re.compile(r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 HAN_DIGITS = {digit: str(number) for number, digit in enumerate("〇一二三四五六七八九")} | {"零": "0", "○": "0"}
 LEAST = 10  # a smaller quantity stands in every text
@@ -87,7 +88,7 @@ def _find_numbers(text: str) -> Iterator[ValueMention]:
         digits = match["digits"].replace(",", "")
         times = TIMES[match["times"]] if match["times"] else 1.0
         value = float(digits) * times
-        if value < LEAST:
+        if not LEAST <= value < math.inf:  # hundreds of digits are no quantity
             continue
         decimals = len(digits.partition(".")[2])
         significant = digits.replace(".", "").lstrip("0")
