@@ -54,6 +54,9 @@ class Question(BaseModel):  # the body of POST /generate
     parameters: Parameters | None = None
 
 
+MOST_PROMPTS = 2000  # of one question: windows of its text × batches of its schema
+
+
 class ExtractionQuestion(BaseModel):  # the body of POST /extract
     model_config = ConfigDict(extra="forbid", strict=True)
     task: str
@@ -214,7 +217,12 @@ class Service:
     async def extracted(self, request: Request) -> dict:
         question = ExtractionQuestion.model_validate_json(await request.body())
         asks, prepared = await asyncio.to_thread(self.prepare_extraction, question)
-        outputs = await asyncio.gather(*(self.generate(request, ids, params) for ids, params in prepared))
+        try:
+            async with asyncio.TaskGroup() as group:  # when one fails, the others end, too
+                tasks = [group.create_task(self.generate(request, ids, params)) for ids, params in prepared]
+        except ExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        outputs = [task.result() for task in tasks]
         parts = await asyncio.to_thread(lambda: list(map(self.read, asks, outputs)))
         found = join(question.task, question.text, zip(asks, parts, strict=True))
         return {"items": found.records, "is_whole": found.is_whole}
@@ -234,7 +242,11 @@ class Service:
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         asked = {"task": question.task, "schema": question.labels, "text": question.text, "language": question.language}
+        if len(question.text) > MOST_PROMPTS * question.window:
+            raise ValueError(f"text of {len(question.text)} characters: too long for windows of {question.window}")
         asks = split([asked], question.window, question.overlap, question.labels_at_once)
+        if len(asks) > MOST_PROMPTS:
+            raise ValueError(f"{len(asks)} prompts, at most {MOST_PROMPTS} at once; send parts of the text or schema")
         prepared = []
         for ask in asks:
             ids = self.encode(self.prompter.prompt(ask.instruction, ask.text))

@@ -175,6 +175,8 @@ def test_a_bad_request_to_extract_gets_400_with_the_same_keys(server):
         ({"overlap": 600}, "overlap"),
         ({"max_tokens": 2048}, "max_tokens=2048"),
         ({"labels": ["a"]}, "labels"),
+        ({"text": "a" * 3000, "window": 1, "overlap": 0}, "too long for windows of 1"),
+        ({"text": "a. " * 1500, "window": 3, "overlap": 0, "schema": list("abcdefghij")}, "prompts, at most 2000"),
     ]:
         status, answer = server.post(good | change, "/extract")
         assert status == 400 and answer.keys() == EXTRACTION_KEYS and answer["items"] == []
@@ -193,6 +195,23 @@ def test_the_extraction_script_asks_the_server(server, run_script, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
     question = {"task": "NER", "schema": ["a", "b"], "text": "Marie Curie was born in Warsaw."}
     assert rows[0] == {"id": 7, "entities": server.post(question, "/extract")[1]["items"]} and rows[1]["id"] == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--grounded"]])
+def test_a_server_is_scored(server, run_script, tmp_path, flags):
+    gold = [{"text": "Warsaw", "type": "a"}]
+    case = {"task": "NER", "language": "english", "schema": ["a", "b"], "input": "Born in Warsaw.", "gold": gold}
+    cases = [case | {"id": name} for name in ("1", "2", "3")]
+    (tmp_path / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    address = ["--server", f"http://127.0.0.1:{server.port}", "--max_new_tokens", 20]
+    files = ["--data", tmp_path / "cases.jsonl", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *files, *address, *flags)
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert metrics["cases"] == 3 and metrics["NER"]["gold"] == 3
+    answers = [json.loads(line)["output"] for line in (tmp_path / "report/predictions.jsonl").read_text().splitlines()]
+    assert len(set(answers)) == 1 and (not flags or metrics["unparsable"] == 0)
 
 
 @pytest.mark.slow
