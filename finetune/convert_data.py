@@ -52,7 +52,7 @@ def main() -> None:
     else:
         written = write_cases(args, asked_cases(args))
     count = 0
-    with replacing(args.output) as partial, partial.open("w", encoding="utf-8") as lines:
+    with replacing(args.output) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
         is_list = Path(args.output).suffix == ".json"
         for count, record in enumerate(tqdm(written, desc=args.to, unit="record", disable=None), 1):
             lines.write(("[\n" if count == 1 else ",\n") if is_list else "")
@@ -126,7 +126,11 @@ def read_rows(args) -> Iterator[dict]:
             if args.source in CHATS:
                 yield from read_chat(record, number)
             else:
-                yield {field: record.get(field, "") for field in ("instruction", "input", "output")}
+                row = {field: record[field] for field in ("instruction", "output")}
+                row = {"instruction": row["instruction"], "input": record.get("input") or "", "output": row["output"]}
+                if not all(isinstance(text, str) for text in row.values()):
+                    raise ValueError("instruction, input and output must be texts")
+                yield row
 
 
 def read_cases(args) -> Iterator[dict]:

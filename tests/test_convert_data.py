@@ -180,6 +180,21 @@ def test_a_record_of_another_form_is_named(run_script, tmp_path, flags, message)
     assert not (tmp_path / "out.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": []}, "record 1: lacks 'instruction'; is --from right?"),
+        ({"instruction": "a", "output": ["b"]}, "record 1: instruction, input and output must be texts"),
+    ],
+)
+def test_what_is_no_row_is_not_written_as_one(run_script, tmp_path, record, message):
+    given = write(tmp_path / "given.jsonl", [record])
+    flags = ["--input", given, "--from", "alpaca", "--to", "sharegpt", "--output", tmp_path / "out.jsonl"]
+    result = run_script("finetune/convert_data.py", *flags)
+    assert result.returncode == 1 and message in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 names = st.text(st.characters(categories=["L"]), min_size=1, max_size=6)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from knowlm.extraction.forms import DATA, INSTRUCTIONS, TASKS, forms_of, render, write_answer
 from knowlm.extraction.parsing import parse
-from knowlm.files import read_records
+from knowlm.files import HALF, read_records
 
 FIELDS = {"id", "task", "language", "schema", "input", "gold"}
 
@@ -49,6 +49,8 @@ def check_case(case: dict) -> None:
         texts = [None]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("gold or schema is not of the form that finetune/README.md shows")
+    if any(map(HALF.search, (case["input"], *texts))):
+        raise ValueError("holds half a character (a lone surrogate); leave it out")
 
 
 def _texts(case: dict) -> list:
