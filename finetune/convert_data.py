@@ -33,7 +33,7 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.files import iterate_records, read_json, replacing, require_file
+from knowlm.files import iterate_records, locked, read_json, replacing, require_file
 
 CHATS = {
     "sharegpt": ("conversations", "from", "value", "human", "gpt"),
@@ -52,7 +52,11 @@ def main() -> None:
     else:
         written = write_cases(args, asked_cases(args))
     count = 0
-    with replacing(args.output) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
+    with (
+        locked(args.output),
+        replacing(args.output) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as lines,
+    ):
         is_list = Path(args.output).suffix == ".json"
         for count, record in enumerate(tqdm(written, desc=args.to, unit="record", disable=None), 1):
             lines.write(("[\n" if count == 1 else ",\n") if is_list else "")

@@ -29,7 +29,16 @@ from tqdm import tqdm
 from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
-from knowlm.files import new_folder, read_records, require_file, require_new, write_json, write_jsonl, write_text
+from knowlm.files import (
+    locked,
+    new_folder,
+    read_records,
+    require_file,
+    require_new,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
 from knowlm.supervision.documents import Document, read_documents
@@ -62,7 +71,7 @@ def main() -> None:
     supervisor = Supervisor(
         database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
     )
-    with new_folder(args.output_dir) as folder:
+    with locked(args.output_dir), new_folder(args.output_dir) as folder:
         store = CaseStore(folder / "cases.db", args.seed)
         found = find_all(documents(args, sources), supervisor, args.num_workers)
         write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))

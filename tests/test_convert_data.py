@@ -8,6 +8,7 @@ from knowlm.extraction.cases import case_of_row, row_of
 from knowlm.extraction.forms import LABELS_AT_ONCE
 from knowlm.extraction.label_batches import batched, confusable, label_of
 from knowlm.extraction.published_data import read_iepile, write_iepile
+from knowlm.files import locked
 
 NER = {
     "id": "1",
@@ -192,6 +193,15 @@ def test_what_is_no_row_is_not_written_as_one(run_script, tmp_path, record, mess
     flags = ["--input", given, "--from", "alpaca", "--to", "sharegpt", "--output", tmp_path / "out.jsonl"]
     result = run_script("finetune/convert_data.py", *flags)
     assert result.returncode == 1 and message in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_two_commands_do_not_write_one_file_at_once(run_script, tmp_path):
+    given = write(tmp_path / "given.jsonl", [NER])
+    flags = ["--input", given, "--from", "cases", "--to", "iepile", "--output", tmp_path / "out.jsonl"]
+    with locked(tmp_path / "out.jsonl"):
+        result = run_script("finetune/convert_data.py", *flags)
+    assert result.returncode == 1 and "out.jsonl: another command is writing it" in result.stderr
     assert not (tmp_path / "out.jsonl").exists()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from knowlm.files import locked
+
 pytestmark = pytest.mark.slow  # the tests run a script that imports torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "finetune/lora/finetune.py"
@@ -204,6 +206,13 @@ def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, 
     assert f"the best by f1: {max(scores):.3f}" in result.stdout
     pair = tune("pair", processes=2, eval_cases=cases, eval_max_new_tokens=4, num_epochs=0.1)
     assert pair.returncode == 0 and history(tmp_path / "pair", "eval_f1") == [0, 0], pair.stderr
+
+
+def test_two_runs_do_not_write_one_folder_at_once(tune, tmp_path):
+    with locked(tmp_path / "lora"):
+        result = tune("lora", num_epochs=1)
+    assert result.returncode == 1 and "lora: another command is writing it" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "lora").glob("*adapter*"))
 
 
 def test_a_dry_run_says_how_the_data_fit_and_writes_nothing(tune, data, tmp_path):
