@@ -243,6 +243,7 @@ def test_another_architecture_is_tuned_where_its_layers_are_named(tune, tiny_tok
     [
         ({"best_by": "f1"}, "name a file of them with --eval_cases"),
         ({"best_by": "acc"}, "loss or f1 is needed"),
+        ({"lora_dropout": 1.5}, "--lora_dropout 1.5: must be 0 or more and below 1"),
         ({"best_by": "loss", "save_steps": 4}, "a multiple of --eval_steps 3"),
         ({"load_8bit": True, "load_4bit": True}, "leave one out"),
         ({"cutoff_len": 20}, "cuts the answer off every example"),
