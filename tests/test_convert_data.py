@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,11 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowlm.extraction.cases import case_of_row, row_of
-from knowlm.extraction.forms import LABELS_AT_ONCE
+from knowlm.extraction.forms import LABELS_AT_ONCE, WORDINGS, forms_of, render
 from knowlm.extraction.label_batches import batched, confusable, label_of
-from knowlm.extraction.published_data import read_iepile, write_iepile
+from knowlm.extraction.published_data import read_chat, read_iepile, write_chat, write_iepile
 from knowlm.files import locked
 
+CHATS = {
+    "sharegpt": ("conversations", "from", "value", "human", "gpt"),
+    "messages": ("messages", "role", "content", "user", "assistant"),
+}
 NER = {
     "id": "1",
     "task": "NER",
@@ -131,6 +136,16 @@ def test_ccks_tells_its_relations_in_the_instruction(convert):
 def test_rows_and_chats_are_turned_into_each_other(convert, kind):
     rows = [{"instruction": "Say hello.", "input": "", "output": "Hello!"}]
     assert convert(convert(rows, "alpaca", kind), kind, "alpaca") == rows
+
+
+@pytest.mark.parametrize("kind", ["sharegpt", "messages"])
+def test_cases_come_back_from_chats_in_every_wording_and_form(kind):
+    for case in (NER | {"input": "Ann met Bob\n\nin Rome."}, RE, EE):
+        for form, variant in itertools.product(forms_of(case["task"]), range(len(WORDINGS))):
+            row = row_of(case, [form])
+            row["instruction"] = render(case["task"], case["schema"], form, case["language"], variant)
+            (back,) = read_chat(write_chat(row, CHATS[kind]), 1)
+            assert case_of_row(back, case["id"]) == case
 
 
 def test_each_answer_of_a_chat_is_a_row(convert):
