@@ -212,7 +212,8 @@ def collect(found: Iterator, store: CaseStore, figures: Figures, args) -> Iterat
                 figures.add(piece)
                 if piece.evidence:
                     for triple in piece.evidence["triples"]:
-                        store.add_fact(triple["head"], triple["relation"], triple["tail"])
+                        if triple.get("from") != "prediction":  # a model's triples are none of the graph's
+                            store.add_fact(triple["head"], triple["relation"], triple["tail"])
                     yield piece.evidence
 
 

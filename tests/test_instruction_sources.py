@@ -97,6 +97,7 @@ def test_a_models_triples_are_added_on_a_second_run(wordnet, tmp_path):
     report = json.loads((tmp_path / "second/report.json").read_text())
     assert {"head": "largest city", "relation": "part of", "tail": "France"} in case["gold"]
     assert report["predicted_triples"] == 1  # Spain isn't in the text
+    assert report["matched"] == json.loads((tmp_path / "first/report.json").read_text())["matched"]
     assert (tmp_path / "graph.db").is_file() and not list(tmp_path.glob("*.lock"))
 
 
