@@ -30,7 +30,7 @@ from knowlm.extraction.grounded import OVERLAP, WINDOW
 from knowlm.extraction.schemas import read_schema
 from knowlm.extraction.thresholds import read_threshold
 from knowlm.extraction.windows import LONGEST_WINDOW, NAMES, split
-from knowlm.files import locked, read_records, write_jsonl
+from knowlm.files import HALF, locked, read_records, write_jsonl
 from knowlm.generation import GenerationSettings
 
 AFTERWARDS = ("output", "threshold", "table", "graph", "batch_size")  # flags that no answer depends on
@@ -103,12 +103,14 @@ def parse_args():
             refuse(f"--{name} must be at least 1")
     if args.window > LONGEST_WINDOW or not 0 <= args.overlap < args.window:
         refuse(f"--window is at most {LONGEST_WINDOW} characters, and --overlap less than it")
-    if Path(args.output).is_dir():
-        refuse(f"--output {args.output}: is a folder, a file is needed")
-    if args.input and Path(args.input).resolve() == Path(args.output).resolve():
-        refuse("--output is the input; name another file")
     if args.threshold and args.free:
         refuse("--threshold goes without --free: only grounded answers have scores")
+    outputs = [Path(path).resolve() for path in (args.output, *args.graph, *args.table) if path != "-"]
+    if len(set(outputs)) < len(outputs) or (args.input and Path(args.input).resolve() in outputs):
+        refuse("--input, --output, --table and --graph must be different files")
+    for path in outputs:
+        if path.is_dir():
+            refuse(f"{path}: is a folder, a file is needed")
     for flag, paths, endings in (("--graph", args.graph, GRAPHS), ("--table", args.table, (*TABLES, ""))):
         for path in paths:
             if Path(path).suffix not in endings or (not Path(path).suffix and path != "-"):
@@ -124,8 +126,12 @@ def read_texts(args) -> list[dict]:
     for number, record in enumerate(records, 1):
         if not isinstance(record.get("text"), str) or not isinstance(record.get("id"), str | int):
             raise ValueError(f'{args.input}, record {number}: needs "id" and a text under "text"')
+        if HALF.search(record["text"]):
+            raise ValueError(f"{args.input}, record {number}: holds half a character (a lone surrogate); mend it")
     if not records:
         raise ValueError(f"{args.input}: holds no texts")
+    if len({str(record["id"]) for record in records}) < len(records):
+        raise ValueError(f"{args.input}: two texts have the same id; give each its own")
     return [{"id": record["id"], "text": record["text"]} | language for record in records]
 
 

@@ -32,7 +32,7 @@ from knowlm.extraction.published_data import (
     write_chat,
     write_iepile,
 )
-from knowlm.files import iterate_records, read_json, require_file, write_records
+from knowlm.files import iterate_records, locked, read_json, require_file, write_records
 
 CHATS = {
     "sharegpt": ("conversations", "from", "value", "human", "gpt"),
@@ -54,7 +54,8 @@ def main() -> None:
     first = next(written, None)
     if first is None:
         raise ValueError(f"{args.input}: gives no {args.to} record")
-    count = write_records(args.output, itertools.chain([first], written))
+    with locked(args.output):
+        count = write_records(args.output, itertools.chain([first], written))
     print(f"{args.output}: {count} records as {args.to}")
 
 
@@ -121,7 +122,11 @@ def read_rows(args) -> Iterator[dict]:
             if args.source in CHATS:
                 yield from read_chat(record, number)
             else:
-                yield {field: record.get(field, "") for field in ("instruction", "input", "output")}
+                row = {field: record[field] for field in ("instruction", "output")}
+                row = {"instruction": row["instruction"], "input": record.get("input") or "", "output": row["output"]}
+                if not all(isinstance(text, str) for text in row.values()):
+                    raise ValueError("instruction, input and output must be texts")
+                yield row
 
 
 def read_cases(args) -> Iterator[dict]:

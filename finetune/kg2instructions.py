@@ -29,6 +29,7 @@ from knowlm.cli import ArgumentParser, refuse, run
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.forms import FORMS, INSTRUCTIONS, TASKS, forms_of
 from knowlm.files import (
+    locked,
     new_folder,
     read_records,
     require_file,
@@ -70,7 +71,7 @@ def main() -> None:
     supervisor = Supervisor(
         database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
     )
-    with telling_of_disk(args.output_dir), new_folder(args.output_dir) as folder:
+    with locked(args.output_dir), telling_of_disk(args.output_dir), new_folder(args.output_dir) as folder:
         store = CaseStore(folder / "cases.db", args.seed)
         found = find_all(documents(args, sources), supervisor, args.num_workers)
         write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))
@@ -212,7 +213,8 @@ def collect(found: Iterator, store: CaseStore, figures: Figures, args) -> Iterat
                 figures.add(piece)
                 if piece.evidence:
                     for triple in piece.evidence["triples"]:
-                        store.add_fact(triple["head"], triple["relation"], triple["tail"])
+                        if triple.get("from") != "prediction":  # a model's triples are none of the graph's
+                            store.add_fact(triple["head"], triple["relation"], triple["tail"])
                     yield piece.evidence
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
 from knowlm.cli import ArgumentParser, refuse, run
-from knowlm.files import new_folder, read_json, require_file, require_new, write_jsonl
+from knowlm.files import locked, new_folder, read_json, require_file, require_new, write_jsonl
 
 Rows = tuple[list[dict], list[dict]]  # of texts and of the graph
 POINTERS = {"@i": "instance_of", "@": "subclass_of", "#p": "part_of", "#m": "member_of", "%s": "made_of"}
@@ -56,7 +56,7 @@ def main() -> None:
     args = parse_args()
     require_new(args.output_dir)
     texts, graph = SOURCES[args.source](Path(args.path))
-    with new_folder(args.output_dir) as folder:
+    with locked(args.output_dir), new_folder(args.output_dir) as folder:
         write_jsonl(folder / "texts.jsonl", texts)
         write_jsonl(folder / "graph.jsonl", graph)
     triples = sum("head" in row for row in graph)

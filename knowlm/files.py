@@ -3,11 +3,14 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+
+HALF = re.compile("[\ud800-\udfff]")  # of a character: a surrogate without its other half, which UTF-8 has none for
 
 
 @contextmanager
@@ -138,8 +141,9 @@ def sync(path: Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
+    """As UTF-8; half a character (a lone surrogate, as a cut answer may end) as JSON writes it: ``\\ud83d``."""
     with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -147,7 +151,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
@@ -158,7 +162,7 @@ def write_records(path: str | Path, rows: Iterable[dict]) -> int:
     """
     before, between, after, end = ("[\n", ",\n", "", "\n]\n") if Path(path).suffix == ".json" else ("", "", "\n", "")
     count = 0
-    with replacing(path) as partial, partial.open("w", encoding="utf-8") as lines:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", errors="backslashreplace") as lines:
         lines.write(before)
         for count, row in enumerate(rows, 1):
             lines.write((between if count > 1 else "") + json.dumps(row, ensure_ascii=False) + after)

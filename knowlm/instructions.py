@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from knowlm.files import read_records
+from knowlm.files import HALF, read_records
 from knowlm.prompts import Prompter
 
 AT_ONCE = 1000  # rows that the tokenizer takes in one call
@@ -39,6 +39,8 @@ def read_rows(data_path: str | Path) -> list[dict]:
                 raise ValueError(f'{file}, record {number}: needs texts under "instruction" and "output"')
             if not isinstance(row.get("input") or "", str):
                 raise ValueError(f'{file}, record {number}: "input" must be a text')
+            if any(HALF.search(row.get(field) or "") for field in ("instruction", "input", "output")):
+                raise ValueError(f"{file}, record {number}: holds half a character (a lone surrogate); leave it out")
         rows += records
     if not rows:
         raise ValueError(f"{data_path}: holds no examples; a .json or .jsonl file of instruction rows is needed")

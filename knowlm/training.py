@@ -3,9 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
-from knowlm.files import read_json, replacing, sync
+from knowlm.files import locked, read_json, replacing, sync
 
 # Flags of 2023 that transformers 5 dropped: their new name, or None for one that no longer changes anything.
 RENAMED_FLAGS = {
@@ -118,21 +119,22 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
                 "name another or leave the flag out"
             )
         print(f"going on from {checkpoint}", file=sys.stderr)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_state()
-    partial = output_dir / "final.partial"
-    trainer.save_model(str(partial))  # every process takes part under ZeRO-3
-    if trainer.is_world_process_zero():
-        files = sorted(partial.iterdir(), key=lambda path: path.name.endswith("config.json"))  # the configs last
-        for file in files:
-            if file.name == "README.md":  # peft's blank model card
-                file.unlink()
-                continue
-            sync(file)
-            os.replace(file, output_dir / file.name)
-        partial.rmdir()
-        draw_loss(trainer.state.log_history, output_dir / "loss.png")
-    trainer.accelerator.end_training()
+    with locked(output_dir) if trainer.is_world_process_zero() else nullcontext():
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_state()
+        partial = output_dir / "final.partial"
+        trainer.save_model(str(partial))  # every process takes part under ZeRO-3
+        if trainer.is_world_process_zero():
+            files = sorted(partial.iterdir(), key=lambda path: path.name.endswith("config.json"))  # the configs last
+            for file in files:
+                if file.name == "README.md":  # peft's blank model card
+                    file.unlink()
+                    continue
+                sync(file)
+                os.replace(file, output_dir / file.name)
+            partial.rmdir()
+            draw_loss(trainer.state.log_history, output_dir / "loss.png")
+        trainer.accelerator.end_training()
 
 
 def draw_loss(history: Sequence[dict], path: Path) -> None:

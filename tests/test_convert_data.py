@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -5,10 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from knowlm.extraction.cases import case_of_row, row_of
-from knowlm.extraction.forms import LABELS_AT_ONCE
+from knowlm.extraction.forms import LABELS_AT_ONCE, WORDINGS, forms_of, render
 from knowlm.extraction.label_batches import batched, confusable, label_of
-from knowlm.extraction.published_data import read_iepile, write_iepile
+from knowlm.extraction.published_data import read_chat, read_iepile, write_chat, write_iepile
+from knowlm.files import locked
 
+CHATS = {
+    "sharegpt": ("conversations", "from", "value", "human", "gpt"),
+    "messages": ("messages", "role", "content", "user", "assistant"),
+}
 NER = {
     "id": "1",
     "task": "NER",
@@ -140,6 +146,16 @@ def test_rows_and_chats_are_turned_into_each_other(convert, kind):
     assert convert(convert(rows, "alpaca", kind), kind, "alpaca") == rows
 
 
+@pytest.mark.parametrize("kind", ["sharegpt", "messages"])
+def test_cases_come_back_from_chats_in_every_wording_and_form(kind):
+    for case in (NER | {"input": "Ann met Bob\n\nin Rome."}, RE, EE):
+        for form, variant in itertools.product(forms_of(case["task"]), range(len(WORDINGS))):
+            row = row_of(case, [form])
+            row["instruction"] = render(case["task"], case["schema"], form, case["language"], variant)
+            (back,) = read_chat(write_chat(row, CHATS[kind]), 1)
+            assert case_of_row(back, case["id"]) == case
+
+
 def test_each_answer_of_a_chat_is_a_row(convert):
     turns = [("system", "Be kind."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye!")]
     chat = {"conversations": [{"from": who, "value": text} for who, text in turns]}
@@ -202,6 +218,30 @@ def test_a_table_of_confusable_labels_is_read_by_task_and_source(convert, tmp_pa
     (tmp_path / "table.json").write_text(json.dumps({"NER": {"source": {"person": ["animal"]}, "place": ["person"]}}))
     (case,) = convert([NER], "cases", "cases", "--ask", "hard", "--hard_negatives", tmp_path / "table.json")
     assert set(case["schema"]) == {"person", "place", "animal"}
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"messages": []}, "record 1: lacks 'instruction'; is --from right?"),
+        ({"instruction": "a", "output": ["b"]}, "record 1: instruction, input and output must be texts"),
+    ],
+)
+def test_what_is_no_row_is_not_written_as_one(run_script, tmp_path, record, message):
+    given = write(tmp_path / "given.jsonl", [record])
+    flags = ["--input", given, "--from", "alpaca", "--to", "sharegpt", "--output", tmp_path / "out.jsonl"]
+    result = run_script("finetune/convert_data.py", *flags)
+    assert result.returncode == 1 and message in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_two_commands_do_not_write_one_file_at_once(run_script, tmp_path):
+    given = write(tmp_path / "given.jsonl", [NER])
+    flags = ["--input", given, "--from", "cases", "--to", "iepile", "--output", tmp_path / "out.jsonl"]
+    with locked(tmp_path / "out.jsonl"):
+        result = run_script("finetune/convert_data.py", *flags)
+    assert result.returncode == 1 and "out.jsonl: another command is writing it" in result.stderr
+    assert not (tmp_path / "out.jsonl").exists()
 
 
 names = st.text(st.characters(categories=["L"]), min_size=1, max_size=6)

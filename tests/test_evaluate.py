@@ -122,6 +122,16 @@ def test_grounded_answers_parse_and_their_threshold_is_taken_to_other_cases(run_
         assert none[task]["predicted"] == 0
 
 
+def test_an_answer_that_ends_in_half_a_character_is_scored_and_kept(run_script, data, tmp_path):
+    answers = [{"id": case["id"], "output": "(Rome,place)\ud83d"} for case in CASES]
+    (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+    flags = ["--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert result.returncode == 0, result.stderr
+    kept = (tmp_path / "report" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line) for line in kept] == answers
+
+
 def test_two_answers_to_a_case_are_refused(run_script, data, tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "NAN"}\n' * 2)
     result = run_script(
@@ -149,6 +159,7 @@ def test_the_report_has_pictures_and_examples_of_errors(run_script, data, tmp_pa
         ({"task": "QA"}, "record 1: task is one of"),
         ({"gold": [{"head": "x"}]}, "record 1: gold or schema"),
         ({"schema": None}, "record 1: gold or schema"),
+        ({"input": "half \ud83d"}, "record 1: holds half a character"),
     ],
 )
 def test_a_bad_case_is_named(run_script, data, tmp_path, change, message):

@@ -174,12 +174,38 @@ def test_a_mistake_in_what_is_given_is_one_line(run_script, tmp_path, flags, mes
         (["--overlap", "600"], "less than it"),
         (["--batch_size", "0"], "at least 1"),
         (["--lora", "x"], "unrecognized arguments: --lora"),
+        (["--table", "t.csv", "--table", "./t.csv"], "must be different files"),
+        (["--graph", "folder.ttl"], "folder.ttl: is a folder, a file is needed"),
     ],
 )
-def test_a_wrong_command_stops_in_one_line(run_script, flags, message):
+def test_a_wrong_command_stops_in_one_line(run_script, tmp_path, flags, message):
+    (tmp_path / "folder.ttl").mkdir()
     command = ["--base_model", "m", "--task", "NER", "--schema", '["a"]', "--text", "x", "--output", "o"]
     result = run_script("examples/extract.py", *command, *flags)
     assert result.returncode == 2
+    assert message in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_the_texts_are_not_overwritten_by_what_they_hold(run_script, texts, tmp_path):
+    before = texts.read_bytes()
+    command = ["--base_model", "m", "--task", "NER", "--schema", "a", "--input", texts, "--output", texts]
+    result = run_script("examples/extract.py", *command)
+    assert result.returncode == 2 and "must be different files" in result.stderr
+    assert texts.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([{"id": 1, "text": "a"}, {"id": "1", "text": "b"}], "texts.json: two texts have the same id"),
+        ([{"id": 1, "text": "a \ud83d"}], "texts.json, record 1: holds half a character"),
+    ],
+)
+def test_texts_that_cannot_be_told_or_read_are_named(run_script, tmp_path, given, message):
+    (tmp_path / "texts.json").write_text(json.dumps(given))
+    command = ["--base_model", "m", "--task", "NER", "--schema", "a", "--input", "texts.json", "--output", "o"]
+    result = run_script("examples/extract.py", *command)
+    assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.parsing import parse
+from knowlm.files import locked
 from knowlm.supervision.case_store import CaseStore
 from knowlm.supervision.gold import EVENT, case_of
 from knowlm.supervision.graph_schema import default_schema
@@ -96,6 +97,7 @@ def test_a_models_triples_are_added_on_a_second_run(wordnet, tmp_path):
     report = json.loads((tmp_path / "second/report.json").read_text())
     assert {"head": "largest city", "relation": "part of", "tail": "France"} in case["gold"]
     assert report["predicted_triples"] == 1  # Spain isn't in the text
+    assert report["matched"] == json.loads((tmp_path / "first/report.json").read_text())["matched"]
     assert (tmp_path / "graph.db").is_file() and not list(tmp_path.glob("*.lock"))
 
 
@@ -235,3 +237,15 @@ def test_absent_relations_of_like_types_are_asked_first():
     assert "occupation" in {relation.id for relation in topic}
     case = case_of("RE", piece, schema, lambda entity: "", 0)
     assert len(case["schema"]) == 4 and case["topic"] == "person"
+
+
+def test_two_commands_do_not_write_one_folder_at_once(run_script, tmp_path):
+    (tmp_path / "texts.txt").write_text("".join(f"Ann {word} lives in Rome.\n" for word in ("A", "B", "C", "D")))
+    (tmp_path / "graph.tsv").write_text("".join(f"Ann {word}\thome\tRome\n" for word in ("A", "B", "C", "D")))
+    flags = ["--texts", "texts.txt", "--knowledge", "graph.tsv", "--heldout", "0.5", "--output_dir", "out"]
+    with locked(tmp_path / "out"):
+        result = run_script("finetune/kg2instructions.py", *flags)
+    assert result.returncode == 1 and "out: another command is writing it" in result.stderr
+    assert not list(tmp_path.glob("out.partial")) and not (tmp_path / "out").exists()
+    result = run_script("finetune/kg2instructions.py", *flags)
+    assert result.returncode == 0, result.stderr

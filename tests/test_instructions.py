@@ -109,7 +109,14 @@ def test_rows_are_read_from_every_file_of_a_folder_in_order(tmp_path):
     assert [row["instruction"] for row in read_rows(tmp_path)] == ["1", "2", "3"]
 
 
-@pytest.mark.parametrize("row", ['{"instruction": "c"}', '{"instruction": "c", "output": "d", "input": 3}'])
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"instruction": "c"}',
+        '{"instruction": "c", "output": "d", "input": 3}',
+        '{"instruction": "c", "output": "half of one: \\ud83d"}',
+    ],
+)
 def test_data_that_is_no_instructions_is_named_by_record(tmp_path, row):
     (tmp_path / "rows.json").write_text(f'[{{"instruction": "a", "output": "b"}}, {row}]')
     with pytest.raises(ValueError, match=r"rows\.json, record 2"):

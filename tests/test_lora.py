@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from knowlm.files import locked
+
 pytestmark = pytest.mark.slow  # the tests run a script that imports torch
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "finetune/lora/finetune.py"
@@ -232,6 +234,13 @@ def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, 
     assert pair.returncode == 0 and history(tmp_path / "pair", "eval_f1") == [0, 0], pair.stderr
 
 
+def test_two_runs_do_not_write_one_folder_at_once(tune, tmp_path):
+    with locked(tmp_path / "lora"):
+        result = tune("lora", num_epochs=1)
+    assert result.returncode == 1 and "lora: another command is writing it" in result.stderr.splitlines()[-1]
+    assert not list((tmp_path / "lora").glob("*adapter*"))
+
+
 def test_a_dry_run_says_how_the_data_fit_and_writes_nothing(tune, data, tmp_path):
     data.write_text(json.dumps([*ROWS, ROWS[0] | {"output": "x " * 500}, ROWS[0] | {"instruction": "x " * 500}]))
     result = tune("lora", cutoff_len=200, pack=True, dry_run=True)
@@ -260,6 +269,7 @@ def test_another_architecture_is_tuned_where_its_layers_are_named(tune, tiny_tok
     [
         ({"best_by": "f1"}, "name a file of them with --eval_cases"),
         ({"best_by": "acc"}, "loss or f1 is needed"),
+        ({"lora_dropout": 1.5}, "--lora_dropout 1.5: must be 0 or more and below 1"),
         ({"best_by": "loss", "save_steps": 4}, "a multiple of --eval_steps 3"),
         ({"load_8bit": True, "load_4bit": True}, "leave one out"),
         ({"cutoff_len": 20}, "cuts the answer off every example"),

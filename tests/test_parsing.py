@@ -169,6 +169,9 @@ def test_a_comma_in_an_entity_is_read_without_a_schema():
         "x < 5, y > 3, and so on",
         "It was a long story, as always: first this, then that.",
         '{"error": "no input"}',
+        '{"error": "no input", "code": "3"}',
+        '[{"a": "b", "c": "d", "e": "f"}]',
+        '{"error": "no input", "code": "3"',
         "No, (I, don't, know) and (neither, do, you).",
         "???",
     ],
@@ -335,7 +338,8 @@ def test_parsing_never_raises_on_marks(task, answer):
 )
 @pytest.mark.parametrize("length", [100_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_a_long_run_of_anything_is_read(piece, length):
-    assert len(parse("NER", piece * (length // len(piece))).items) <= 1
+    pieces = length // len(piece)
+    assert len(parse("NER", piece * pieces).items) in (0, 1, pieces)
 
 
 def test_a_long_answer_is_read_to_its_end():

@@ -39,6 +39,8 @@ def main(settings: LoraSettings) -> None:
         raise ValueError("--load_8bit and --load_4bit: the base is in one of them; leave one out")
     if settings.lora_r < 1:
         raise ValueError(f"--lora_r {settings.lora_r}: must be 1 or more")
+    if not 0 <= settings.lora_dropout < 1:
+        raise ValueError(f"--lora_dropout {settings.lora_dropout}: must be 0 or more and below 1")
     data = load_data(settings)
     targets = find_targets(settings)
     if settings.dry_run:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from knowlm.extraction.forms import DATA, INSTRUCTIONS, TASKS, forms_of, render, write_answer
 from knowlm.extraction.parsing import parse
-from knowlm.files import read_records
+from knowlm.files import HALF, read_records
 
+MOST_LINES = 3  # of an instruction's beginning that tells its schema
 FIELDS = {"id", "task", "language", "schema", "input", "gold"}
 
 
@@ -49,6 +50,8 @@ def check_case(case: dict) -> None:
         texts = [None]
     if not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError("gold or schema is not of the form that finetune/README.md shows")
+    if any(map(HALF.search, (case["input"], *texts))):
+        raise ValueError("holds half a character (a lone surrogate); leave it out")
 
 
 def _texts(case: dict) -> list:
@@ -84,12 +87,36 @@ def row_of(case: dict, forms: Sequence[str] = ("tuple",), wordings: int = 1, see
 
 
 def case_of_row(row: dict, name: str) -> dict:
-    """The case that ``row_of`` made a row of; ValueError if its instruction is none that ``render`` writes."""
-    asked = read_instruction(row["instruction"])
+    """The case that ``row_of`` made a row of, also where its input stands below the instruction, as in a chat;
+    ValueError if its instruction is none that ``render`` writes.
+    """
+    instruction, text = row["instruction"], row.get("input", "")
+    if not text:
+        instruction, text = without_input(instruction)
+    asked = read_instruction(instruction)
     if asked is None:
         raise ValueError("the instruction isn't one of examples/ie_prompt.py's, so its schema can't be read")
-    case = {"id": name, **asked, "input": row.get("input", "")}
+    case = {"id": name, **asked, "input": text}
     return case | {"gold": parse(case["task"], row["output"], case["schema"]).items}
+
+
+def without_input(question: str) -> tuple[str, str]:
+    """Instruction and input of a chat's question that has the one above the other; no input if it isn't so.
+
+    >>> without_input(render("NER", ["place"]) + "\\nAnn lives\\nin Rome.")[1]
+    'Ann lives\\nin Rome.'
+    """
+    lines = question.split("\n")
+    for number in range(1, min(len(lines), MOST_LINES) + 1):
+        asked = read_instruction("\n".join(lines[:number]))
+        if asked:
+            task, language, schema = asked["task"], asked["language"], asked["schema"]
+            variants = range(len(INSTRUCTIONS[task, language]))
+            for form, variant in itertools.product(forms_of(task), variants):  # an example in it may have lines, too
+                instruction = render(task, schema, form, language, variant)
+                if question.startswith(instruction + "\n"):
+                    return instruction, question[len(instruction) + 1 :]
+    return question, ""
 
 
 def read_instruction(instruction: str) -> dict | None:

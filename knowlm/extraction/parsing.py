@@ -159,8 +159,9 @@ def _read_damaged(task: str, text: str, schema: Schema) -> Found:
             if len(literals.values) > 1:
                 found.repairs.add("several values")
             return found
-        if "incomplete item" in found.repairs:
-            return Found()
+        is_json = any(literals.values) and not "".join(literals.outside).strip()
+        if is_json or "incomplete item" in found.repairs:
+            return Found()  # objects, but of something else: their quotes and colons are no names
     for marks in dict.fromkeys((structure, structure.translate(WIDER))):
         masked = mask_quotes(marks)
         reader = GroupReader(task, masked, text, schema)

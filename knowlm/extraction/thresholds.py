@@ -16,6 +16,8 @@ def read_threshold(text: str, tasks: Iterable[str]) -> dict[str, float]:
     try:
         thresholds = dict.fromkeys(tasks, float(text))
     except ValueError:
+        if not Path(text).exists():
+            raise ValueError(f"--threshold {text}: neither a number nor a report of finetune/evaluate.py") from None
         report = read_json(Path(text) / "metrics.json" if Path(text).is_dir() else text)
         fitted = report.get("thresholds", {}) if isinstance(report, dict) else {}
         lacking = set(tasks) - fitted.keys()

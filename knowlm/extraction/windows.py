@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from knowlm.extraction.forms import LABELS_AT_ONCE, TASKS, render
 from knowlm.extraction.grammar import check_labels
 from knowlm.extraction.locating import locate
+from knowlm.files import HALF
 from knowlm.sentences import guess_language, sentence_ends
 
 LONGEST_WINDOW = 1000  # characters; llguidance gives up on grammars of much longer texts
@@ -61,7 +62,7 @@ def check_question(task: str, schema: Sequence, text: str) -> None:
         raise ValueError(f"schema: for {task} a list like {form} is needed, without empty labels")
     if not isinstance(text, str):
         raise ValueError("text: must be a text")
-    if any("\ud800" <= character <= "\udfff" for character in text + "".join(names)):
+    if HALF.search(text + "".join(names)):
         raise ValueError("text: holds half a character (a lone surrogate); read it as UTF-8")
 
 
