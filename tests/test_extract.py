@@ -252,7 +252,7 @@ def test_answers_are_kept_where_the_output_cannot_be_written(run_script, server,
     assert [path.name for path in tmp_path.glob("o.jsonl*")] == ["o.jsonl"]
 
 
-@pytest.mark.parametrize(("output", "message"), [("folder", "is a folder"), ("texts.jsonl", "is the input")])
+@pytest.mark.parametrize(("output", "message"), [("folder", "is a folder"), ("texts.jsonl", "must be different files")])
 def test_an_output_that_is_something_else_is_refused_first(run_script, server, texts, tmp_path, output, message):
     (tmp_path / "folder").mkdir()
     command = ["examples/extract.py", "--server", server[0], "--task", "NER", "--schema", "a", "--input", texts]

@@ -40,7 +40,7 @@ def test_items_below_a_threshold_are_dropped_also_one_that_a_report_fitted(evalu
 
 @pytest.mark.parametrize(
     ("threshold", "message"),
-    [("0.5", "has no scores"), ("2", "must be from 0 to 1"), ("nowhere", "nowhere: no such file")],
+    [("0.5", "has no scores"), ("2", "must be from 0 to 1"), ("nowhere", "neither a number nor a report")],
 )
 def test_a_threshold_that_can_not_be_used_is_told(evaluate, threshold, message):
     result = evaluate(["(Paris,place)"] * 2, "--threshold", threshold)
