@@ -130,6 +130,15 @@ def parse_engine_flags(flags: list[str]):
     return engine_args
 
 
+async def discard(request: Request) -> None:
+    """Read a body's first 16 MiB and forget them: a client that is still writing doesn't read why it is refused."""
+    received = 0
+    async for part in request.stream():
+        received += len(part)
+        if received > 1 << 24:
+            return
+
+
 class Service:
     """The HTTP server, and the engine, which a thread loads while /is_ready answers false."""
 
@@ -195,6 +204,7 @@ class Service:
             if not self.is_ready():
                 raise EngineDeadError
             if int(request.headers.get("content-length", 1 << 30)) > 1 << 20:
+                await discard(request)
                 raise ValueError("a request states its Content-Length, and that is at most 1 MiB")
             return JSONResponse(await work(request) | {"error": None})
         except ValidationError as error:
