@@ -33,7 +33,9 @@ def collect(out: Path, base: Path, steps: list[str]) -> dict:
         "poem": {when: read_records(out / f"poem_{when}.jsonl")[0]["output"] for when in ("before", "after")},
         "recovered_equals_tuned": same_weights(out / "pretrained", out / "recovered"),
         "instructions": {
-            key: value for key, value in read_json(out / "instructions/report.json").items() if key != "examples"
+            name: value
+            for name, value in read_json(out / "instructions/report.json").items()
+            if name == "rows" or not isinstance(value, dict | list)
         },
         "lora_loss": {"first": tuning[0], "last": tuning[-1]},
         "scores": {when: without_tables(read_json(out / f"score_{when}/metrics.json")) for when in ("before", "after")},
