@@ -196,7 +196,7 @@ def test_the_folder_of_the_shards_may_be_named_and_bf16_becomes_fp16(write_meta,
 
 def test_a_number_too_large_for_fp16_is_told(write_meta, run_convert, capsys):
     root, _ = write_meta("7B", dtype=torch.bfloat16)
-    shard = torch.load(root / "7B/consolidated.00.pth")
+    shard = torch.load(root / "7B/consolidated.00.pth", weights_only=True)
     shard["layers.1.ffn_norm.weight"][3] = 1e6
     torch.save(shard, root / "7B/consolidated.00.pth")
     run_convert("--input_dir", root, "--model_size", "7B", "--skip_checks")

@@ -102,7 +102,7 @@ def write_answer(
     >>> write_answer("RE", [{"head": "Paris", "relation": "country", "tail": "France"}])
     '(Paris,country,France)'
 
-    Equal items come back, if they were distinct and their names neither empty nor with white space at an end; "iepile"
+    Equal items come back, if their names are neither empty nor with white space at an end; "iepile"
     puts those of one label (and arguments of one role) together. An argument "NAN" is none. ``parse`` may be told the
     labels, those of the items among them; for "hash-type-first" it must be.
 
