@@ -89,6 +89,14 @@ def test_mentions_are_whole_words_and_the_longest(folder):
     assert [text[start:stop] for start, stop in spans] == ["Hugo", "Paris, Texas"]
 
 
+def test_a_name_within_a_date_is_part_of_the_date(folder, supervise):
+    with (folder / "entities.tsv").open("a", encoding="utf-8") as table:
+        table.write("british_columbia\tplace\tBritish Columbia\tBC\t不列颠哥伦比亚\t\n")
+    [piece] = supervise("Built in 2560 BC, it was seen by Hugo from BC in 1830.")
+    assert [piece.text[c.mention.start : c.mention.stop] for c in piece.entities] == ["Hugo", "BC"]
+    assert piece.entities[1].mention.start == piece.text.rindex("BC")
+
+
 def test_full_width_names_are_found_where_they_stand(folder):
     graph = graph_of(folder)
     text = "He saw ＰＡＲＩＳ, then Ｐａｒｉｓ."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from knowlm.supervision.documents import Document
 from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.names import NameFinder, fold
-from knowlm.supervision.values import ValueMention, find_values, matching_span
+from knowlm.supervision.values import ValueMention, matching_span
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,31 @@ class Choice:
         return {"decided_by": self.decided_by, "margin": self.margin, "candidates": len(self.mention.candidates)}
 
 
-def find_mentions(document: Document, graph: KnowledgeGraph, finder: NameFinder) -> list[Mention]:
-    """Mentions in reading order, none within another: the source's links, then names, the longest first."""
+def find_mentions(
+    document: Document, graph: KnowledgeGraph, finder: NameFinder, values: Sequence[ValueMention] = ()
+) -> list[Mention]:
+    """Mentions in reading order, none within another: the source's links, then names, the longest first.
+
+    A name within one of ``values``, as BC in "44 BC", is none.
+    """
     folded = fold(document.text)
     links = [
         Mention(link.start, link.stop, candidates, is_link=True)
         for link in document.links
         if (candidates := graph.lookup(link.target, document.language)[:1])
     ]
-    spans = finder.find(folded, [(link.start, link.stop) for link in links])
+    value_at = {place: value for value in values for place in range(value.start, value.stop)}
+    spans = [
+        (start, stop)
+        for start, stop in finder.find(folded, [(link.start, link.stop) for link in links])
+        if not is_within(start, stop, value_at.get(start))
+    ]
     names = [Mention(*span, graph.candidates(folded[slice(*span)], document.language)) for span in spans]
     return sorted(links + [name for name in names if name.candidates], key=lambda m: m.start)
+
+
+def is_within(start: int, stop: int, value: ValueMention | None) -> bool:
+    return value is not None and stop <= value.stop and stop - start < value.stop - value.start
 
 
 def title_mentions(document: Document, graph: KnowledgeGraph, finder: NameFinder) -> list[Mention]:
@@ -111,7 +125,7 @@ def choose(mention: Mention, accepted: set[int], neighbours: dict[int, set[int]]
     return Choice(mention, best, "order", 0)
 
 
-def values_of(text: str, mentions: Iterable[Mention]) -> list[ValueMention]:
+def uncovered(values: Iterable[ValueMention], mentions: Iterable[Mention]) -> list[ValueMention]:
     """Dates and quantities that no mention covers."""
     covered = {place for mention in mentions for place in range(mention.start, mention.stop)}
-    return [value for value in find_values(text) if value.start not in covered and value.stop - 1 not in covered]
+    return [value for value in values if value.start not in covered and value.stop - 1 not in covered]

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from knowlm.supervision.documents import Document, Link, split_spans
 from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.graph_schema import ALIAS, Topic
-from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, values_of
+from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, uncovered
 from knowlm.supervision.names import NameFinder
-from knowlm.supervision.values import ValueMention, matching_span
+from knowlm.supervision.values import ValueMention, find_values, matching_span
 
 SECTION = 20_000  # characters of a long document that are disambiguated together
 Span = tuple[int, int]
@@ -71,8 +71,9 @@ def find_pieces(
     spans = split_spans(document.text, document.language, length)
     for section in sections(spans):
         part = within(document, section[0][0], section[-1][1])
-        mentions = find_mentions(part, graph, finder)
-        values = values_of(part.text, mentions)
+        written = find_values(part.text)
+        mentions = find_mentions(part, graph, finder, written)
+        values = uncovered(written, mentions)
         ends = {candidate for mention in titled + mentions for candidate in mention.candidates}
         edges = graph.edges(ends)
         named = {candidate for mention in mentions for candidate in mention.candidates}
