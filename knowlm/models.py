@@ -134,9 +134,15 @@ def load_base(
     if load_8bit or load_4bit or frozen or not training:
         settings["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if gpu else "cpu"}
     try:
-        return AutoModelForCausalLM.from_pretrained(path, **settings)
+        model = AutoModelForCausalLM.from_pretrained(path, **settings)
     except (RuntimeError, KeyError) as error:
         raise ValueError(f"{path}: the model does not load: {str(error).splitlines()[0]}") from error
+    if load_4bit and training and not gpu:
+        for module in model.modules():
+            # Else a validation packs the weights for AVX512's bf16 kernel, which has no gradient, and they stay so.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def linear_layers(path: str) -> dict[str, int]:

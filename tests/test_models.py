@@ -1,8 +1,9 @@
 import shutil
 
 import pytest
+import torch
 
-from knowlm.models import check_model_folder
+from knowlm.models import check_model_folder, load_base
 
 
 @pytest.fixture
@@ -51,3 +52,19 @@ def test_a_truncated_shard_is_named(model):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
         check_model_folder(str(model))
+
+
+def test_a_4bit_base_passes_the_same_gradients_on_after_a_validation(tiny_llama):
+    model = load_base(str(tiny_llama), load_4bit=True, training=True, frozen=True)
+    embeddings = model.get_input_embeddings().weight.requires_grad_()
+    tokens = torch.arange(5, 37)[None]
+
+    def gradient():
+        model.train()
+        return torch.autograd.grad(model(input_ids=tokens, labels=tokens).loss, embeddings)[0]
+
+    before = gradient()
+    model.eval()
+    with torch.no_grad():
+        model(input_ids=tokens)
+    assert before.any() and torch.equal(gradient(), before)
