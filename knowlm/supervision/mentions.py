@@ -8,6 +8,8 @@ from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.names import NameFinder, fold
 from knowlm.supervision.values import ValueMention, matching_span
 
+ERAS = ("BC", "BCE", "AD", "CE")
+
 
 @dataclass(frozen=True)
 class Mention:
@@ -41,7 +43,7 @@ def find_mentions(
 ) -> list[Mention]:
     """Mentions in reading order, none within another: the source's links, then names, the longest first.
 
-    A name within one of ``values``, as BC in "44 BC", is none.
+    A name within one of ``values`` is none, nor is BC in "44 BC".
     """
     folded = fold(document.text)
     links = [
@@ -54,6 +56,7 @@ def find_mentions(
         (start, stop)
         for start, stop in finder.find(folded, [(link.start, link.stop) for link in links])
         if not is_within(start, stop, value_at.get(start))
+        and not (folded[start:stop] in ERAS and start - 2 in value_at)
     ]
     names = [Mention(*span, graph.candidates(folded[slice(*span)], document.language)) for span in spans]
     return sorted(links + [name for name in names if name.candidates], key=lambda m: m.start)
