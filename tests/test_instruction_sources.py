@@ -218,7 +218,7 @@ def test_a_named_event_is_a_trigger_with_its_facts_as_arguments(tmp_path):
     )
     cases = lines(tmp_path / "out/train.jsonl") + lines(tmp_path / "out/heldout.jsonl")
     [case] = [case for case in cases if case["input"].startswith("In 1066")]
-    arguments = [{"text": "Harold", "role": "participant"}, {"text": "1066", "role": "date of the event"}]
+    arguments = [{"text": "1066", "role": "date of the event"}, {"text": "Harold", "role": "participant"}]
     assert case["gold"] == [{"type": "event", "trigger": "Battle of Hastings", "arguments": arguments}]
     [asked] = [entry for entry in case["schema"] if entry["type"] == "event"]
     assert {"participant", "date of the event"} <= set(asked["roles"])

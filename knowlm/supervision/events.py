@@ -4,9 +4,10 @@ After Chen et al., Automatically Labeled Data Generation for Large Scale Event E
 an event type give its roles, a lexicon its triggers; facts that share the key entity and the trigger are one event.
 
 Which trigger a fact belongs to is fixed: of those of its type in the sentence the one nearest to both mentions,
-distances added, the first of equals; but none beyond another type's trigger, seen from the argument, which could claim
-it as well: in "born in Ulm and died in Princeton" Princeton is no birthplace. Of several key entities the trigger
-belongs to the one nearest to it, and to those in a list with that. An event with a name has the name as its trigger.
+distances added (a date's twice), the first of equals; but none beyond another type's trigger, seen from the argument,
+which could claim it as well: in "born in Ulm and died in Princeton" Princeton is no birthplace. Of several key entities
+the trigger belongs to the one nearest to it, and to those in a list with that. An event with a name has the name as its
+trigger.
 """
 
 import re
@@ -16,15 +17,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from knowlm.supervision.documents import sentences
-from knowlm.supervision.graph_schema import EVENT, EventType, Role, Schema
+from knowlm.supervision.graph_schema import EVENT, VALUE_TYPES, EventType, Role, Schema
 from knowlm.supervision.mentions import values_of
 from knowlm.supervision.names import fold
 from knowlm.supervision.pieces import Event, Match, Piece, Span
 from knowlm.supervision.values import ValueMention, kind_of, matching_span, read_value
 
 TypeOf = Callable[[int], str]
+PART = re.compile(r"[^;]+;?")  # of an English sentence; Chinese ones end there
 CLAUSE = 20  # characters that the end of a clause counts for in a distance
 CLAUSE_END = re.compile(r"[,，;；:：—–()（）]")
+OPENING = re.compile(r"\W*(?:[A-Za-z]+ )?")  # at most a word before the trigger
+ATTRIBUTE = re.compile(r"[^,，;；:：]*的[^,，;；:：]*")
 LISTED = re.compile(r"(?:[\s,，、&《》〈〉“”\"‘’'「」『』·/]|\b(?:and|or|the)\b|以及|和|与|及|跟|同)+")
 BEFORE_DATE = re.compile(r"(?:(?:公元)?前|公元|\bAD )$")
 AFTER_DATE = re.compile(r"年| ?(?:BCE?|CE|AD)\b")
@@ -37,6 +41,25 @@ class Trigger:
     start: int
     stop: int
     types: tuple[str, ...]
+
+
+@dataclass
+class Sentence:
+    """``text[start:stop]`` with its triggers."""
+
+    text: str
+    start: int
+    stop: int
+    triggers: list[Trigger]
+
+    def inside(self, spans: Sequence[Span]) -> list[Span]:
+        return [span for span in spans if self.start <= span[0] and span[1] <= self.stop]
+
+    def has_first(self, key: Span, trigger: Span) -> bool:
+        """Whether a key entity stands before its trigger, or behind one as in "Born in Ulm, he" and 生于乌尔姆的他."""
+        if key[0] < trigger[0] or OPENING.fullmatch(self.text, self.start, trigger[0]):
+            return True
+        return bool(ATTRIBUTE.fullmatch(self.text, trigger[1], key[0]))
 
 
 def add_events(piece: Piece, schema: Schema, type_of: TypeOf) -> None:
@@ -95,25 +118,29 @@ def trigger_pattern(words: tuple[str, ...], language: str) -> re.Pattern[str]:
 
 def find_events(piece: Piece, schema: Schema, type_of: TypeOf, triggers: Sequence[Trigger]) -> list[Event]:
     """Events in the order of their triggers. triggers: those of ``find_triggers``."""
-    bounds = list(sentences(piece.text, piece.language))
+    parts = list(sentence_parts(piece, triggers))
     named = {
         (choice.mention.start, choice.mention.stop) for choice in piece.entities if type_of(choice.entity) == EVENT
     }
     found: dict[tuple, Event] = {}
     for match, heads, tails in stated_facts(piece):
-        for start, stop in bounds:
-            ends = {
-                side: [span for span in spans if start <= span[0] and span[1] <= stop]
-                for side, spans in (("head", heads), ("tail", tails))
-            }
+        for sentence in parts:
+            ends = {"head": sentence.inside(heads), "tail": sentence.inside(tails)}
             if ends["head"] and ends["tail"]:
-                here = [trigger for trigger in triggers if start <= trigger.start < stop]
-                add_told(found, match, ends, here, piece.text, schema)
+                add_told(found, match, ends, sentence, schema)
                 if EVENT in schema.asked_events and match.head_span in named:
                     add_named(found, match, ends, piece.text, schema)
     events = one_key_each(list(found.values()), piece.text)
     order = list(schema.asked_events)
     return sorted(events, key=lambda event: (event.trigger, order.index(event.type)))
+
+
+def sentence_parts(piece: Piece, triggers: Sequence[Trigger]) -> Iterator[Sentence]:
+    """Sentences, in English also between semicolons, as in Chinese anyway."""
+    for begin, end in sentences(piece.text, piece.language):
+        for part in PART.finditer(piece.text, begin, end):
+            start, stop = part.span()
+            yield Sentence(piece.text, start, stop, [trigger for trigger in triggers if start <= trigger.start < stop])
 
 
 def stated_facts(piece: Piece) -> Iterator[tuple[Match, list[Span], list[Span]]]:
@@ -143,22 +170,17 @@ def whole_date(text: str, said: ValueMention) -> Span:
 
 
 def add_told(
-    found: dict[tuple, Event],
-    match: Match,
-    ends: dict[str, list[Span]],
-    triggers: Sequence[Trigger],
-    text: str,
-    schema: Schema,
+    found: dict[tuple, Event], match: Match, ends: dict[str, list[Span]], sentence: Sentence, schema: Schema
 ) -> None:
     """Put a fact into the events of a sentence whose trigger it belongs to."""
-    for kind in schema.asked_events.values():
+    for kind in schema.asked_events.values() if sentence.triggers else ():
         for side, other in (("head", "tail"), ("tail", "head")):
             key, role = kind.role(match.relation, side), kind.role(match.relation, other)
             if not kind.triggers or key is not kind.roles[0] or role is None:
                 continue
-            rivals = [trigger for trigger in triggers if claims(trigger, kind, match.relation, schema)]
-            own = [trigger for trigger in triggers if kind.id in trigger.types]
-            nearest = choose(text, own, rivals, ends[side], ends[other])
+            rivals = [trigger for trigger in sentence.triggers if claims(trigger, kind, match.relation, schema)]
+            is_value = bool(VALUE_TYPES.keys() & set(schema.relations[match.relation].tail_types))
+            nearest = choose(sentence, kind, rivals, ends[side], ends[other], 2 if is_value else 1)
             if nearest:
                 trigger, at, argument = nearest
                 entity = match.head if side == "head" else match.tail
@@ -177,17 +199,26 @@ def claims(trigger: Trigger, kind: EventType, relation: str, schema: Schema) -> 
 
 
 def choose(
-    text: str, triggers: Sequence[Trigger], rivals: Sequence[Trigger], keys: Sequence[Span], arguments: Sequence[Span]
+    sentence: Sentence,
+    kind: EventType,
+    rivals: Sequence[Trigger],
+    keys: Sequence[Span],
+    arguments: Sequence[Span],
+    weight: int,
 ) -> tuple[Trigger, Span, Span] | None:
-    """The trigger of a fact with its mentions nearest to that; None if rivals bar all."""
-    best, least = None, 0
-    for trigger in triggers:
+    """The trigger of a fact with its mentions nearest to that; None if there is none, or rivals bar all.
+
+    weight: of the argument's distance.
+    """
+    text, best, least = sentence.text, None, 0
+    for trigger in sentence.triggers:
         at = (trigger.start, trigger.stop)
-        key = min(keys, key=lambda span: gap(text, span, at))
-        open_to = [span for span in arguments if not any(is_between(rival, at, span) for rival in rivals)]
-        if open_to:
-            argument = min(open_to, key=lambda span: gap(text, span, at))
-            distance = gap(text, key, at) + gap(text, argument, at)
+        open_keys = [span for span in keys if not kind.is_key_first or sentence.has_first(span, at)]
+        open_arguments = [span for span in arguments if not any(is_between(rival, at, span) for rival in rivals)]
+        if kind.id in trigger.types and open_keys and open_arguments:
+            key = min(open_keys, key=lambda span: gap(text, span, at))
+            argument = min(open_arguments, key=lambda span: gap(text, span, at))
+            distance = gap(text, key, at) + weight * gap(text, argument, at)
             if best is None or distance < least:
                 best, least = (trigger, key, argument), distance
     return best

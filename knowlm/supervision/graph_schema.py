@@ -8,7 +8,8 @@ A schema is a folder of tables, separated by tabs, with a header:
 ``topics.tsv``     id, name_en, name_zh, types: what a text is about, by the type of its main entity
 ``classes.tsv``    class, type: where climbing from class to class ends
 ``events.tsv``     id, name_en, name_zh, triggers_en, triggers_zh: words that tell of such an event, separated by ``|``;
-                   except_en, except_zh: longer words that hold a trigger and tell of none (发现者)
+                   except_en, except_zh: longer words that hold a trigger and tell of none (发现者);
+                   key_first (yes): the key entity stands before the trigger, as a person before "died"
 ``event_roles.tsv``  event, name_en, name_zh, sources: whom a fact gives the role (``birthplace.head|birth_year.head``);
                    the first role of an event is its key: facts that share it are one event
 
@@ -106,6 +107,7 @@ class EventType(Label):
 
     triggers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     exceptions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    is_key_first: bool = False
     roles: tuple[Role, ...] = ()
 
     def role(self, relation: str, side: str) -> Role | None:
@@ -256,7 +258,9 @@ def read_events(folder: Path, relations: Collection[str]) -> dict[str, EventType
             raise ValueError(f"{path}, line {number}: {row['id']} is taken already")
         if not any(triggers.values()):
             raise ValueError(f"{path}, line {number}: {row['id']} has neither triggers_en nor triggers_zh")
-        events[row["id"]] = EventType(row["id"], row["name_en"], row["name_zh"], triggers, exceptions)
+        events[row["id"]] = EventType(
+            row["id"], row["name_en"], row["name_zh"], triggers, exceptions, row.get("key_first") == "yes"
+        )
         lines[row["id"]] = number
     for number, row in enumerate(read_rows(roles_path, "event", "name_en", "name_zh", "sources"), 2):
         where = f"{roles_path}, line {number}"
