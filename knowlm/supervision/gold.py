@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 
 from knowlm.extraction.forms import LABELS_AT_ONCE
 from knowlm.extraction.parsing import parse
-from knowlm.supervision.graph_schema import Relation, Schema, Type
+from knowlm.supervision.graph_schema import EVENT, EventType, Label, Relation, Schema
 from knowlm.supervision.pieces import Match, Piece
-
-EVENT = "event"  # the type whose entities are triggers
 
 TypeOf = Callable[[int], str]
 
@@ -38,35 +36,20 @@ def gold_relations(piece: Piece, schema: Schema) -> list[dict]:
     return [dict(zip(("head", "relation", "tail"), item, strict=True)) for item in dict.fromkeys(items)]
 
 
-def gold_events(piece: Piece, schema: Schema, type_of: TypeOf) -> list[dict]:
-    """EE items: a named event is the trigger, what the graph links it to are its arguments."""
-    if EVENT not in schema.types:
-        return []
-    named = {(choice.mention.start, choice.mention.stop): type_of(choice.entity) for choice in piece.entities}
-    by_trigger: dict[str, list[Match]] = {}
-    for match in piece.triples:
-        if named.get(match.head_span) == EVENT:
-            by_trigger.setdefault(piece.text[slice(*match.head_span)], []).append(match)
-    return [
-        {
-            "type": schema.types[EVENT].name(piece.language),
-            "trigger": trigger,
-            "arguments": [
-                {
-                    "text": piece.text[slice(*match.tail_span)],
-                    "role": schema.relations[match.relation].name(piece.language),
-                }
-                for match in matches
-            ],
-        }
-        for trigger, matches in by_trigger.items()
-    ]
+def gold_events(piece: Piece, schema: Schema) -> list[dict]:
+    """EE items of the events found in a piece, each once."""
+    items = []
+    for event in piece.events:
+        item = event.as_item(piece.text, schema.asked_events[event.type], piece.language)
+        if item not in items:
+            items.append(item)
+    return items
 
 
 def gold_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf) -> list[dict]:
-    if task == "RE":
-        return gold_relations(piece, schema)
-    return (gold_entities if task == "NER" else gold_events)(piece, schema, type_of)
+    if task == "NER":
+        return gold_entities(piece, schema, type_of)
+    return (gold_relations if task == "RE" else gold_events)(piece, schema)
 
 
 def case_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf, seed: int) -> dict:
@@ -74,10 +57,12 @@ def case_of(task: str, piece: Piece, schema: Schema, type_of: TypeOf, seed: int)
     gold = gold_of(task, piece, schema, type_of)
     generator = random.Random(f"{seed} {task} {piece.id}")
     case = {"id": f"{task}-{piece.id}", "task": task, "language": piece.language}
-    if task != "RE" and not gold and any(not type_of(choice.entity) for choice in piece.entities):
+    if task == "NER" and not gold and any(not type_of(choice.entity) for choice in piece.entities):
         asked: list = []  # what the piece names may well be of the types asked for: the graph doesn't tell
     elif task == "EE":
-        asked = [events_asked(schema, piece.language)] if EVENT in schema.types else []
+        wanted = {item["type"] for item in gold}
+        asked = labels(piece, wanted, event_negatives(piece, schema, type_of), LABELS_AT_ONCE[task], generator)
+        asked = [event_asked(label, gold, schema, piece.language) for label in asked]
     elif task == "NER":
         kinds = [schema.types[kind] for kind in schema.types if kind in schema.asked_types]
         asked = labels(piece, {item["type"] for item in gold}, [kinds], LABELS_AT_ONCE[task], generator)
@@ -108,7 +93,7 @@ def relation_negatives(piece: Piece, gold: Sequence[dict], schema: Schema, kinds
 def labels(
     piece: Piece,
     wanted: set[str],
-    negatives: Sequence[Sequence[Relation | Type]],
+    negatives: Sequence[Sequence[Label]],
     size: int,
     generator: random.Random,
 ) -> list[str]:
@@ -123,13 +108,34 @@ def labels(
     return chosen
 
 
-def events_asked(schema: Schema, language: str) -> dict:
-    roles = [
-        relation.name(language)
-        for relation in schema.relations.values()
-        if EVENT in relation.head_types and relation.id in schema.asked_relations
+def event_negatives(piece: Piece, schema: Schema, type_of: TypeOf) -> list[list[EventType]]:
+    """Event types to ask for in vain: first those confusable with one of the answer, then the topic's, then all.
+
+    None that the piece may tell of for all we know: with a trigger that no fact explains, or with a named event.
+    """
+    found = {event.type for event in piece.events}
+    unsure = set(piece.silent_triggers)
+    if any(type_of(choice.entity) in ("", EVENT) for choice in piece.entities):
+        unsure.add(EVENT)
+    absent = [kind for kind in schema.asked_events.values() if kind.id not in unsure]
+    topic = set(piece.topic.types) if piece.topic else set()
+    return [
+        [kind for kind in absent if any(schema.are_confusable(kind.id, other) for other in found)],
+        [kind for kind in absent if any(topic & set(schema.relations[name].head_types) for name in kind.relations)],
+        absent,
     ]
-    return {"type": schema.types[EVENT].name(language), "roles": roles}
+
+
+def event_asked(label: str, gold: Sequence[dict], schema: Schema, language: str) -> dict:
+    """An event type with its roles; an event with a name may have a relation's role that takes any head, too."""
+    roles = [
+        role.name(language)
+        for kind in schema.asked_events.values()
+        if kind.name(language) == label
+        for role in kind.roles
+    ]
+    roles += [argument["role"] for item in gold if item["type"] == label for argument in item["arguments"]]
+    return {"type": label, "roles": list(dict.fromkeys(roles))}
 
 
 def add_predictions(piece: Piece, outputs: Sequence[str], schema: Schema) -> int:

@@ -7,14 +7,19 @@ A schema is a folder of tables, separated by tabs, with a header:
 ``types.tsv``      id, name_en, name_zh; asked (no: too wide to be asked for; never: no entity at all, as languages)
 ``topics.tsv``     id, name_en, name_zh, types: what a text is about, by the type of its main entity
 ``classes.tsv``    class, type: where climbing from class to class ends
+``events.tsv``     id, name_en, name_zh, triggers_en, triggers_zh: words that tell of such an event, separated by ``|``;
+                   except_en, except_zh: longer words that hold a trigger and tell of none (发现者);
+                   key_first (yes): the key entity stands before the trigger, as a person before "died"
+``event_roles.tsv``  event, name_en, name_zh, sources: whom a fact gives the role (``birthplace.head|birth_year.head``);
+                   the first role of an event is its key: facts that share it are one event
 
-Only the first is needed; the others are then those of ``knowlm/supervision/tables``.
+Only the first is needed; the others are then those of ``knowlm/supervision/tables``, the last two together.
 """
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from knowlm.files import require_file
@@ -24,6 +29,9 @@ VALUE_TYPES = {"time": "time", "year": "time", "quantity": "quantity"}  # tail t
 TRANSITIVE = ("located_in", "part_of", "parent_taxon")
 UNTYPED = ("concept",)  # too wide to be asked for as an entity type, unless the table says so itself
 ALIAS = "alternative_name"
+EVENT = "event"  # the type whose entities, as battles, are events themselves
+NAMED = ("id", "name_en", "name_zh")
+LANGUAGES = {"english": "en", "chinese": "zh"}
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
@@ -31,6 +39,18 @@ def read_table(path: Path) -> list[dict[str, str]]:
     with require_file(path).open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         return [{name: cell or "" for name, cell in row.items() if name} for row in rows]
+
+
+def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
+    """Rows of a table, all of these columns filled in.
+
+    Raises ValueError naming the line where one is not.
+    """
+    found = read_table(path)
+    for number, row in enumerate(found, 2):
+        if missing := [column for column in columns if not row.get(column)]:
+            raise ValueError(f"{path}, line {number}: has no {missing[0]}; the columns are {', '.join(columns)}")
+    return found
 
 
 def parts(cell: str) -> tuple[str, ...]:
@@ -75,16 +95,50 @@ class Topic(Label):
 
 
 @dataclass
+class Role(Label):
+    """Who takes it: (relation, ``head`` or ``tail``) of facts."""
+
+    sources: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass
+class EventType(Label):
+    """Triggers, and words that only hold one, by language; roles, the key first. Named events have no triggers."""
+
+    triggers: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exceptions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    is_key_first: bool = False
+    roles: tuple[Role, ...] = ()
+
+    def role(self, relation: str, side: str) -> Role | None:
+        return next((role for role in self.roles if (relation, side) in role.sources), None)
+
+    @property
+    def relations(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(relation for role in self.roles for relation, _ in role.sources))
+
+    def only(self, relations: Collection[str]) -> "EventType":
+        """With the roles that these relations give."""
+        roles = [
+            replace(role, sources=tuple(source for source in role.sources if source[0] in relations))
+            for role in self.roles
+        ]
+        return replace(self, roles=tuple(role for role in roles if role.sources))
+
+
+@dataclass
 class Schema:
-    """Types, relations and topics by id; classes that climbing ends at; whether the graph may add relations."""
+    """Types, relations, topics and events by id; classes where climbing ends; whether the graph may add relations."""
 
     types: dict[str, Type]
     relations: dict[str, Relation]
     topics: dict[str, Topic]
     classes: dict[str, str]
+    events: dict[str, EventType] = field(default_factory=dict)
     is_open: bool = False
     asked_relations: set[str] = field(default_factory=set)
     asked_types: set[str] = field(default_factory=set)
+    asked_events: dict[str, EventType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.topic_of_type = {kind: topic.id for topic in reversed(self.topics.values()) for kind in topic.types}
@@ -112,6 +166,25 @@ class Schema:
                 )
         self.asked_relations = relations or set(self.relations)
         self.asked_types = types or set(askable)
+        events = [event.only(self.asked_relations & self.relations.keys()) for event in self.events.values()]
+        self.asked_events = {event.id: event for event in [*events, *self.named_events()] if event.roles}
+
+    def named_events(self) -> list[EventType]:
+        """The type of events that have a name: it is the trigger, and what relations link it to are its arguments."""
+        if EVENT not in self.types:
+            return []
+        linked = [row for row in self.relations.values() if EVENT in row.head_types and row.id in self.asked_relations]
+        roles = tuple(Role(row.id, row.name_en, row.name_zh, ((row.id, "tail"),)) for row in linked)
+        kind = self.types[EVENT]
+        return [EventType(kind.id, kind.name_en, kind.name_zh, roles=roles)]
+
+    def are_confusable(self, event: str, other: str) -> bool:
+        """Whether a fact of one could be taken for one of the other, as birth and death have a place and a time."""
+        return event != other and any(
+            self.relations[mine].is_like(self.relations[its])
+            for mine in self.asked_events[event].relations
+            for its in self.asked_events[other].relations
+        )
 
     def topic_of(self, kinds: Iterable[str]) -> Topic | None:
         """The topic of a text by the types of its main entity or, one by one, its entities: the most frequent.
@@ -146,20 +219,14 @@ def read_schema(folder: str | Path) -> Schema:
     require_file(folder / "relations.tsv")
 
     def rows(name: str, *columns: str) -> list[dict[str, str]]:
-        path = folder / name if (folder / name).is_file() else TABLES / name
-        found = read_table(path)
-        for number, row in enumerate(found, 2):
-            if missing := [column for column in columns if not row.get(column)]:
-                raise ValueError(f"{path}, line {number}: has no {missing[0]}; the columns are {', '.join(columns)}")
-        return found
+        return read_rows(folder / name if (folder / name).is_file() else TABLES / name, *columns)
 
-    named = ("id", "name_en", "name_zh")
     types = {
         row["id"]: Type(**label_of(row), asked=row.get("asked") or ("no" if row["id"] in UNTYPED else "yes"))
-        for row in rows("types.tsv", *named)
+        for row in rows("types.tsv", *NAMED)
     }
     relations = {}
-    for number, row in enumerate(rows("relations.tsv", *named), 2):
+    for number, row in enumerate(rows("relations.tsv", *NAMED), 2):
         heads, tails = parts(row.get("head_types", "")), parts(row.get("tail_types", ""))
         if unknown := set(heads + tails) - types.keys() - VALUE_TYPES.keys():
             raise ValueError(f"{folder / 'relations.tsv'}, line {number}: {sorted(unknown)[0]} is not in types.tsv")
@@ -167,7 +234,65 @@ def read_schema(folder: str | Path) -> Schema:
         properties = parts(row.get("properties", ""))
         relations[row["id"]] = Relation(row["id"], row["name_en"], row["name_zh"], heads, tails, properties, transitive)
     topics = {
-        row["id"]: Topic(**label_of(row), types=parts(row["types"])) for row in rows("topics.tsv", *named, "types")
+        row["id"]: Topic(**label_of(row), types=parts(row["types"])) for row in rows("topics.tsv", *NAMED, "types")
     }
     classes = {row["class"]: row["type"] for row in rows("classes.tsv", "class", "type") if row["type"] in types}
-    return Schema(types, relations, topics, classes)
+    return Schema(types, relations, topics, classes, read_events(folder, relations))
+
+
+def read_events(folder: Path, relations: Collection[str]) -> dict[str, EventType]:
+    """Event types of a folder, else the toolkit's: of those, relations that the schema hasn't are passed over.
+
+    Raises ValueError naming file and line at an event without triggers or roles and at a role that no fact can fill.
+    """
+    own = any((folder / name).is_file() for name in ("events.tsv", "event_roles.tsv"))
+    path, roles_path = ((folder if own else TABLES) / name for name in ("events.tsv", "event_roles.tsv"))
+    events: dict[str, EventType] = {}
+    lines: dict[str, int] = {}
+    for number, row in enumerate(read_rows(path, *NAMED), 2):
+        triggers, exceptions = (
+            {language: parts(row.get(f"{what}_{short}", "")) for language, short in LANGUAGES.items()}
+            for what in ("triggers", "except")
+        )
+        if row["id"] in events or row["id"] == EVENT:
+            raise ValueError(f"{path}, line {number}: {row['id']} is taken already")
+        if not any(triggers.values()):
+            raise ValueError(f"{path}, line {number}: {row['id']} has neither triggers_en nor triggers_zh")
+        events[row["id"]] = EventType(
+            row["id"], row["name_en"], row["name_zh"], triggers, exceptions, row.get("key_first") == "yes"
+        )
+        lines[row["id"]] = number
+    for number, row in enumerate(read_rows(roles_path, "event", "name_en", "name_zh", "sources"), 2):
+        where = f"{roles_path}, line {number}"
+        if row["event"] not in events:
+            raise ValueError(f"{where}: {row['event']} is not in events.tsv")
+        sources = tuple(source_of(cell, where) for cell in parts(row["sources"]))
+        unknown = [relation for relation, _ in sources if relation not in relations]
+        if unknown and folder != TABLES and own:
+            raise ValueError(f"{where}: {unknown[0]} is not in relations.tsv")
+        event = events[row["event"]]
+        event.roles += (Role(row["name_en"], row["name_en"], row["name_zh"], sources),)
+    for event in events.values():
+        check_roles(event, f"{path}, line {lines[event.id]}")
+    return events
+
+
+def source_of(cell: str, where: str) -> tuple[str, str]:
+    relation, _, side = cell.rpartition(".")
+    if not relation or side not in ("head", "tail"):
+        raise ValueError(f"{where}: {cell} is no source; write RELATION.head or RELATION.tail")
+    return relation, side
+
+
+def check_roles(event: EventType, where: str) -> None:
+    """Raise ValueError unless each relation of an event gives one end the key role and the other a role too."""
+    if not event.roles:
+        raise ValueError(f"{where}: {event.id} has no role in event_roles.tsv")
+    key = event.roles[0]
+    for relation in event.relations:
+        ends = [event.role(relation, side) for side in ("head", "tail")]
+        if None in ends or key not in ends:
+            raise ValueError(
+                f"{where}: {relation} needs a role of {event.id} for its head and its tail in event_roles.tsv, "
+                f"one of them the first, {key.name_en}"
+            )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from knowlm.supervision.documents import Document, Link, split_spans
 from knowlm.supervision.graph import Edges, KnowledgeGraph
-from knowlm.supervision.graph_schema import ALIAS, Topic
+from knowlm.supervision.graph_schema import ALIAS, EventType, Role, Topic
 from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, uncovered
 from knowlm.supervision.names import NameFinder
 from knowlm.supervision.values import ValueMention, find_values, matching_span
@@ -42,6 +42,44 @@ class Match:
 
 
 @dataclass
+class Event:
+    """An event of a piece: its type's id, where trigger, key entity and arguments stand, the facts it is made of."""
+
+    type: str
+    trigger: Span
+    key: Span
+    arguments: list[tuple[Role, Span]] = field(default_factory=list)
+    facts: list[Match] = field(default_factory=list)
+
+    def add(self, match: Match, *arguments: tuple[Role, Span]) -> None:
+        self.facts.append(match)
+        self.arguments += [argument for argument in arguments if argument not in self.arguments]
+
+    def as_item(self, text: str, kind: EventType, language: str) -> dict:
+        """The event as an EE item, arguments in the order of the type's roles."""
+        places = {role.id: place for place, role in enumerate(kind.roles)}
+        ordered = sorted(self.arguments, key=lambda argument: (places.get(argument[0].id, len(places)), argument[1]))
+        arguments = dict.fromkeys((text[slice(*span)], role.name(language)) for role, span in ordered)
+        return {
+            "type": kind.name(language),
+            "trigger": text[slice(*self.trigger)],
+            "arguments": [{"text": name, "role": role} for name, role in arguments],
+        }
+
+    def as_row(self, text: str) -> dict:
+        """What is kept of it as evidence."""
+        return {
+            "type": self.type,
+            "trigger": text[slice(*self.trigger)],
+            "trigger_span": list(self.trigger),
+            "arguments": [
+                {"role": role.id, "text": text[slice(*span)], "span": list(span)} for role, span in self.arguments
+            ],
+            "facts": [[match.head, match.relation, match.tail] for match in self.facts],
+        }
+
+
+@dataclass
 class Piece:
     """Some sentences of a document with the entities and facts found in them."""
 
@@ -54,6 +92,8 @@ class Piece:
     topic: Topic | None = None
     matched: Counter[str] = field(default_factory=Counter)  # relations as matched, before any was cleaned away
     by_chance: dict[str, float] = field(default_factory=dict)  # what a graph with shuffled tails would match
+    events: list[Event] = field(default_factory=list)
+    silent_triggers: Counter[str] = field(default_factory=Counter)  # event types with triggers that no fact explains
 
 
 def hash_of(text: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from knowlm.cli import end_with_parent
 from knowlm.supervision.documents import Document
+from knowlm.supervision.events import add_events
 from knowlm.supervision.gold import add_predictions, case_of
 from knowlm.supervision.graph import KnowledgeGraph
 from knowlm.supervision.graph_schema import Schema
@@ -29,7 +30,9 @@ class Found:
 
     id: str
     document: str
+    text: str
     cases: list[dict]
+    events: list[dict]
     evidence: dict | None
     topic: str
     mentions: int
@@ -38,6 +41,7 @@ class Found:
     predicted: int
     matched: dict[str, int]
     by_chance: dict[str, float]
+    silent_triggers: dict[str, int]
 
 
 @dataclass
@@ -70,6 +74,8 @@ class Supervisor:
     def keep(self, piece: Piece, graph: KnowledgeGraph) -> Found:
         predicted = add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema)
         rows = [match.as_row(piece.text) for match in piece.triples]
+        if "EE" in self.tasks:
+            add_events(piece, graph.schema, graph.type)
         evidence = {
             "piece": piece.id,
             "article": piece.document,
@@ -78,10 +84,15 @@ class Supervisor:
             "text": piece.text,
             "triples": rows,
         }
+        events = [event.as_row(piece.text) for event in piece.events]
+        if "EE" in self.tasks:
+            evidence["events"] = events
         return Found(
             piece.id,
             piece.document,
+            piece.text,
             [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks],
+            events,
             evidence if rows else None,
             piece.topic.id if piece.topic else "none",
             len(piece.entities),
@@ -90,6 +101,7 @@ class Supervisor:
             predicted,
             dict(piece.matched),
             piece.by_chance,
+            dict(piece.silent_triggers),
         )
 
 
