@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from itertools import product
 
+from knowlm.chinese import simplified
 from knowlm.extraction.grammar import chunk_ends
 
 Span = tuple[int, int]
@@ -93,14 +94,7 @@ def fold(character: str) -> str:
         return " "
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
     plain = plain.translate(QUOTES)
-    return _simplifier().convert(plain) if plain > "\u2e7f" else plain
-
-
-@cache
-def _simplifier():
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
+    return simplified(plain) if plain > "\u2e7f" else plain
 
 
 def locate(task: str, items: list[dict], text: str) -> list[dict]:
