@@ -20,7 +20,9 @@ LONGEST_SPAN = 200  # characters; a word of more is never named
 MOST_ITEMS = 64  # of one answer
 MOST_ARGUMENTS = 16  # of one event
 # Spans begin and end where a word does in scripts that part words by spaces, anywhere in the others.
-CHUNK = re.compile(r"[A-Za-z\u00aa-\u024f\u0370-\u052f\u1e00-\u1fff\u0300-\u036f]+|\d+|.", re.DOTALL)
+LETTER = r"[A-Za-z\u00aa-\u024f\u0370-\u052f\u1e00-\u1fff\u0300-\u036f]"
+CHUNK = re.compile(rf"{LETTER}+|\d+|.", re.DOTALL)
+WITHIN_CHUNK = re.compile(rf"(?<={LETTER})(?={LETTER})|(?<=\d)(?=\d)")
 
 # Characters as Rust's regular expressions have them between [ and ].
 BLANK = r"\s\x1c-\x1f"  # what str.strip takes away; a span neither begins nor ends with it
@@ -47,6 +49,11 @@ def chunk_ends(text: str) -> list[int]:
     [0, 2, 3, 7, 8]
     """
     return [0, *(match.end() for match in CHUNK.finditer(text))]
+
+
+def is_chunk_end(text: str, place: int) -> bool:
+    """Whether ``chunk_ends`` has it, without looking at the whole text."""
+    return not WITHIN_CHUNK.match(text, place)
 
 
 def grammar(task: str, schema: Sequence, text: str) -> str:
