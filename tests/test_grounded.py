@@ -201,7 +201,7 @@ def test_a_permuted_schema_gives_the_identical_answer(loaded):
     labels = ["person", "place", "work", "event", "river", "country", "city", "plant", "person"]
     events = [{"type": kind, "roles": ["who", "where", "when"]} for kind in "abcdef"]
     for task, schema in (("NER", labels), ("RE", labels), ("EE", events)):
-        permuted = [e | {"roles": e["roles"][::-1]} for e in schema] if task == "EE" else schema
+        permuted = [e | {"roles": e["roles"][::-1]} for e in [*schema, schema[0]]] if task == "EE" else schema
         question = {"task": task, "text": "Marie Curie was born in Warsaw."}
         one = all_of(extract, loaded, [question | {"schema": schema}])[0]
         other = all_of(extract, loaded, [question | {"schema": permuted[::-1]}])[0]
@@ -355,3 +355,15 @@ def test_a_long_document_is_read_to_its_end_with_its_own_offsets(loaded):
     assert all(text[r["start"] : r["end"]] == r["text"] for r in whole.records)
     assert len({(r["start"], r["end"], r["type"]) for r in whole.records}) == len(whole.records)
     assert [r["start"] for r in whole.records] == sorted(r["start"] for r in whole.records)
+
+
+def test_more_of_a_text_gives_more_of_it(loaded):
+    sentences = [f"In {year} Person{year} came to Town{year}." for year in range(1900, 1940)]
+    question = {"task": "RE", "schema": ["a", "b"]}
+    counts = []
+    for number in (10, 40):
+        text = " ".join(sentences[:number])
+        (found,) = all_of(extract, loaded, [question | {"text": text}], SETTINGS, window=150, overlap=40)
+        counts.append(len(found.items))
+        assert all(text[r[e]["start"] : r[e]["end"]] == r[e]["text"] for r in found.records for e in ("head", "tail"))
+    assert counts[1] >= 3 * counts[0] > 0
