@@ -41,7 +41,7 @@ def main() -> None:
     schema = read_schema(args.task, args.schema)
     texts = read_texts(args)
     questions = [{name: q[name] for name in q if name != "id"} | {"task": args.task, "schema": schema} for q in texts]
-    split(questions, args.window, args.overlap, args.labels_at_once, check_ends=not args.free)  # finds mistakes
+    split(questions, args.window, args.overlap, args.labels_at_once)  # finds mistakes
     threshold = read_threshold(args.threshold, [args.task])[args.task] if args.threshold else 0.0
     job = {name: value for name, value in vars(args).items() if name not in AFTERWARDS}
     job["changed"] = weight_times(args.base_model, args.lora_weights)

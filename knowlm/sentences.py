@@ -32,6 +32,15 @@ def guess_language(text: str) -> str:
     return "code" if 2 * sum(bool(CODE_LINE.search(line)) for line in lines) > len(lines) > 1 else "english"
 
 
+def language_of(text: str) -> str:
+    """``chinese`` or, of anything else, ``english``: the two in which we ask and split.
+
+    >>> language_of("def f(x):\\n    return x")
+    'english'
+    """
+    return "chinese" if guess_language(text) == "chinese" else "english"
+
+
 def sentence_ends(text: str, language: str) -> list[int]:
     """Character offsets at which the sentences of ``text`` end, the last being ``len(text)``.
 

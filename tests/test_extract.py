@@ -2,13 +2,16 @@
 
 import csv
 import json
+import re
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from knowlm.extraction.graph_files import aligned, as_graph, write_graph, write_table
+from knowlm.extraction.graph_files import aligned, as_graph, as_turtle, write_graph, write_table
 
 TEXTS = [
     {"id": "a", "text": 'Marie Curie was born in "Warsaw", Poland. 😀 She lived in Paris.'},
@@ -70,11 +73,11 @@ def test_a_file_of_texts_becomes_lines_with_offsets_a_table_and_graphs(run_warm,
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["id"] for row in rows] == ["a", 2, "nothing"] and rows[2]["relations"] == []
-    for row, given in zip(rows, TEXTS, strict=True):
+    for row, source in zip(rows, TEXTS, strict=True):
         assert row.keys() == {"id", "relations"}
         for triple in row["relations"]:
             assert triple.keys() == {"head", "relation", "tail", "score"} and 0 < triple["score"] <= 1
-            assert all(given["text"][e["start"] : e["end"]] == e["text"] for e in (triple["head"], triple["tail"]))
+            assert all(source["text"][e["start"] : e["end"]] == e["text"] for e in (triple["head"], triple["tail"]))
     count = sum(len(row["relations"]) for row in rows)
     assert len((tmp_path / "t.csv").read_text().splitlines()) == count + 1
     assert result.stdout.startswith("id") and f"o.jsonl: {count} relations in 3 texts" in result.stderr
@@ -113,6 +116,26 @@ def test_graphs_are_read_back_by_other_programs(rows, tmp_path):
         (event,) = turtle.subjects(None, Literal("went"))
         assert {str(turtle.value(node, RDFS.label)) for node in turtle.objects(event)} >= {"trip", "John", "Rome"}
     assert (tmp_path / "graph.svg").read_text().count("<svg") == 1
+
+
+@given(st.text(alphabet=" aé国%/<>\"'\\\\\n\r\t\x01\u200b😀{}|^`#.;-", min_size=1, max_size=12))
+def test_turtle_keeps_any_name_and_holds_only_whole_escapes(name):
+    from rdflib import RDFS, Graph
+
+    rows = [{"id": name, "relations": [{"head": mention(name), "relation": name, "tail": mention("b"), "score": 0.5}]}]
+    written = as_turtle(rows)
+    assert not re.search(r"^@prefix .*%", written, re.MULTILINE)
+    for iri in re.findall(r"<urn:[^>]*>", written):
+        assert re.fullmatch(r"<urn:(?:[\w:.~-]|%[0-9A-F]{2})*>", iri)
+    labels = {str(label) for label in Graph().parse(data=written, format="turtle").objects(None, RDFS.label)}
+    assert labels == {name, "b"}
+
+
+def test_characters_that_no_font_has_are_told_in_one_line(tmp_path, capfd):
+    rows = [{"id": 1, "entities": [mention("\U0001f469 \U000e0fff") | {"type": "place", "score": 0.5}]}]
+    write_graph(rows, tmp_path / "g.png")
+    told = capfd.readouterr().err.splitlines()
+    assert len(told) == 1 and "no font here has" in told[0] and (tmp_path / "g.png").is_file()
 
 
 def test_an_edge_of_many_documents_takes_time_as_they_do():

@@ -1,5 +1,6 @@
 """Spans in texts, texts in windows, scores above thresholds."""
 
+import json
 from itertools import pairwise
 
 import pytest
@@ -11,7 +12,7 @@ from knowlm.extraction.grammar import chunk_ends
 from knowlm.extraction.grounded import read_freely
 from knowlm.extraction.locating import Text, locate
 from knowlm.extraction.thresholds import fit_threshold
-from knowlm.extraction.windows import Ask, windows
+from knowlm.extraction.windows import Ask, Extraction, join, windows
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,40 @@ def test_any_part_of_a_text_is_found_in_it(text, data):
     found = Text(text).find(span)
     assert bool(found) == bool(span)
     assert all(text[a:b] == span for a, b in found)
+
+
+ODD = ["Paris", "Ｐａｒｉｓ", "ﬁrst", "㎏", "发", "發", "髮", "头发", "頭髮", "臺灣", "台湾", "e\u0301", "é", "İ", "ß"]
+ODD += ["SS", "👩\u200d👩\u200d👧", "👍🏽", "\r\n", "\t", "\u200b", "\ufeff"]
+ODD += list('\u3000 ,(）"\\𠮷\x85Å')
+PIECES = st.lists(st.sampled_from(ODD), max_size=12).map("".join)
+
+
+@given(PIECES, PIECES)
+def test_offsets_are_of_what_is_told_whatever_the_text_is_written_in(text, span):
+    spans = Text(text).find(span)
+    assert all(0 <= start < stop <= len(text) for start, stop in spans)
+    assert all(one[1] <= other[0] for one, other in pairwise(spans))
+    ask = Ask(0, "NER", ["x"], text, 0, "")
+    items = [{"text": span, "type": "x"}] if span.strip() else []
+    for record in read_freely(ask, json.dumps(items, ensure_ascii=False)).records:
+        assert text[record["start"] : record["end"]] == record["text"] != ""
+    if span.strip() and span.strip() in text:
+        assert [text[start:stop] for start, stop in spans] == [span.strip()] * len(spans) != []
+
+
+def test_every_mention_is_told_once_across_windows_and_within_their_overlap():
+    for text, name in (
+        ("Ann met Bo. Anna saw Ann. Ann, Ann and Ann left.", "Ann"),
+        ("鲁迅来了。鲁迅写鲁迅。鲁迅、鲁迅。", "鲁迅"),
+    ):
+        item = {"text": name, "type": "person", "score": 0.5}
+        parts = [
+            (Ask(0, "NER", ["person"], text[start:stop], start, ""), Extraction([item], [], "", True))
+            for start, stop in windows(text, 14, 8, "english")
+        ]
+        found = join("NER", text, parts)
+        assert found.items == [item] and len(found.records) == 5
+        assert len({r["start"] for r in found.records}) == 5 and {r["text"] for r in found.records} == {name}
 
 
 def test_every_mention_of_an_entity_is_told_but_not_those_within_a_longer_one():

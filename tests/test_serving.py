@@ -163,6 +163,17 @@ def test_what_is_extracted_stands_in_the_text_and_is_what_transformers_extracts(
 
 
 @pytest.mark.slow
+def test_a_served_answer_does_not_depend_on_the_schemas_order(server):
+    events = [{"type": kind, "roles": ["who", "where"]} for kind in "abcde"]
+    turned = [{"type": kind, "roles": ["where", "who", "who"]} for kind in "edcbaa"]
+    for task, one, other in (("RE", list("abcde"), list("edacbb")), ("EE", events, turned)):
+        question = {"task": task, "text": "Marie Curie was born in Warsaw.", "max_tokens": 20}
+        assert server.post(question | {"schema": one}, "/extract") == server.post(
+            question | {"schema": other}, "/extract"
+        )
+
+
+@pytest.mark.slow
 def test_a_bad_request_to_extract_gets_400_with_the_same_keys(server):
     good = {"task": "NER", "schema": ["a"], "text": "x"}
     for change, reason in [

@@ -119,15 +119,13 @@ def at_the_same_time(ask: Callable[[dict], str], at_once: int) -> Answerer:
 
 
 def grounded_answers(model, tokenizer, prompter, settings, **options) -> Answerer:
-    """What a model extracts under the grammar (see ``grounded.extract``, which takes the options), as JSON:
-    ``records``, ``is_whole``, and with ``free=True``, without the grammar, ``not_found``.
+    """What a model extracts (see ``grounded.extract``, which takes the options), as JSON: ``records``, ``is_whole``
+    and ``not_found``.
     """
-    from knowlm.extraction.grounded import extract, extract_freely
-
-    how = extract_freely if options.pop("free", False) else extract
+    from knowlm.extraction.grounded import extract
 
     def answer(questions: Sequence[dict]) -> Answers:
-        for number, found in how(model, tokenizer, questions, prompter, settings, **options):
+        for number, found in extract(model, tokenizer, questions, prompter, settings, **options):
             kept = {"records": found.records, "is_whole": found.is_whole, "not_found": found.not_found}
             yield number, json.dumps(kept, ensure_ascii=False)
 

@@ -5,6 +5,7 @@ So that tolerance can't spoil an answer without a fault: a name in quotes comes 
 
 import json
 import re
+from collections.abc import Iterator
 from functools import cache
 
 from knowlm.extraction.forms import DATA, NOTHING, bare_pattern
@@ -22,18 +23,22 @@ def read_exact(task: str, text: str, schema: Schema) -> list[dict] | None:
 
 
 def _groups(task: str, text: str, schema: Schema) -> list[dict] | None:
-    patterns = _patterns(task, text[0])
-    items: list[dict] = []
+    found = list(leading_groups(task, text, schema))
+    return [item for item, _ in found] if found and found[-1][1] == len(text) else None
+
+
+def leading_groups(task: str, text: str, schema: Schema) -> Iterator[tuple[dict, int]]:
+    """(item, the offset behind it) of each group, up to the first that isn't written letter by letter as it should."""
+    patterns = _patterns(task, text[0]) if text[:1] in OPENINGS else []
     place = 0
     while place < len(text):
         matches = ((read, pattern.match(text, place)) for read, pattern in patterns)
         match, item = next(((match, read(match, schema)) for read, match in matches if match), (None, None))
         if match is None or item is None:
-            return None
-        items.append(item)
+            return
+        yield item, match.end()
         place = match.end()
         place += text.startswith("\n", place)
-    return items
 
 
 @cache

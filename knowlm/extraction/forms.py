@@ -175,6 +175,15 @@ def _field(plain: re.Pattern, name: str) -> str:
     return name if name != NOTHING and plain.fullmatch(name) else json.dumps(name, ensure_ascii=False)
 
 
+def tuple_field(name: str) -> str:
+    """A name or label as the form "tuple" has it.
+
+    >>> tuple_field("Paris"), tuple_field("Washington, D.C.")
+    ('Paris', '"Washington, D.C."')
+    """
+    return _field(bare_pattern("("), name)
+
+
 def _labelled(items: Iterable[dict], form: str, language: str) -> str:
     plain = bare_pattern("")
     chinese = language == "chinese"

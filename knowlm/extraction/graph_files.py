@@ -7,7 +7,9 @@ written alike are one node.
 import csv
 import io
 import re
+import sys
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -39,7 +41,13 @@ def write_graph(rows: Sequence[dict], path: str | Path) -> None:
 
             networkx.write_graphml(as_graph(rows), partial, encoding="utf-8", named_key_ids=True)
         else:
-            draw(as_graph(rows), partial, path.suffix[1:])
+            lacking = draw(as_graph(rows), partial, path.suffix[1:])
+            if lacking:
+                print(
+                    f"{path}: no font here has {lacking[:40]}, drawn as boxes; a system's package of Noto fonts has "
+                    "most (fonts-noto-cjk: Chinese)",
+                    file=sys.stderr,
+                )
 
 
 def write_table(rows: Sequence[dict], path: str | Path) -> None:
@@ -88,7 +96,8 @@ def aligned(rows: Sequence[dict]) -> str:
 
 
 def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
+    shown = (c for c in text if unicodedata.category(c) not in ("Mn", "Me", "Cf"))
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in shown)
 
 
 def _score(record: dict) -> str:
@@ -105,9 +114,17 @@ def as_turtle(rows: Sequence[dict]) -> str:
     Names become ``urn:knowlm:entity:NAME`` with their label; evidence is document, offsets and score.
     """
     from rdflib import RDF, RDFS, Graph, Literal, Namespace, URIRef
+    from rdflib.namespace import NamespaceManager
+
+    class BoundOnly(NamespaceManager):
+        """No prefix of its own making: one such as <urn:knowlm:relation:%> ends within an escape, and is no IRI."""
+
+        def compute_qname(self, uri, generate=True):
+            return super().compute_qname(uri, generate=False)
 
     knowlm = Namespace("urn:knowlm:")
-    graph = Graph(bind_namespaces="none")
+    graph = Graph()
+    graph.namespace_manager = BoundOnly(graph, bind_namespaces="none")
     graph.bind("rdf", RDF)
     graph.bind("rdfs", RDFS)
     graph.bind("knowlm", knowlm)
@@ -115,7 +132,7 @@ def as_turtle(rows: Sequence[dict]) -> str:
         graph.bind(kind, knowlm[f"{kind}:"])
 
     def named(kind: str, name: str) -> URIRef:
-        node = URIRef(f"{knowlm}{kind}:{quote(name, safe='')}")
+        node = URIRef(f"{knowlm}{kind}:{_in_iri(name)}")
         graph.add((node, RDFS.label, Literal(name)))
         return node
 
@@ -127,7 +144,7 @@ def as_turtle(rows: Sequence[dict]) -> str:
 
     for row in rows:
         document = str(row["id"])
-        place = f"{knowlm}{{}}:{quote(document, safe='')}:{{}}"
+        place = f"{knowlm}{{}}:{_in_iri(document)}:{{}}"
         for number, r in enumerate(row.get("entities", [])):
             mention = URIRef(place.format("mention", number))
             entity = named("entity", r["text"])
@@ -152,6 +169,11 @@ def as_turtle(rows: Sequence[dict]) -> str:
             for argument in r["arguments"]:
                 graph.add((event, named("role", argument["role"]), named("entity", argument["text"])))
     return graph.serialize(format="turtle")
+
+
+def _in_iri(name: str) -> str:
+    """Letters and digits of any script as they are (RFC 3987), all else but ``_-.~`` as %XX."""
+    return re.sub(r"[^\w.~-]", lambda mark: quote(mark[0], safe=""), name)
 
 
 def as_graph(rows: Sequence[dict]):
@@ -195,8 +217,11 @@ def as_graph(rows: Sequence[dict]):
     return graph
 
 
-def draw(graph, path: Path, form: str) -> None:
-    """A picture of a graph; of a large one the edges with the best scores, and their nodes."""
+def draw(graph, path: Path, form: str) -> str:
+    """A picture of a graph; of a large one the edges with the best scores, and their nodes.
+
+    Returns the characters that no font has, sorted.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -223,8 +248,12 @@ def draw(graph, path: Path, form: str) -> None:
         if len(edges) > MOST_EDGES:
             axes.set_title(f"the {MOST_EDGES} edges with the best scores, of {len(edges)}", fontsize=9)
         dates = {"Date": None} if form == "svg" else None  # so that the same graph gives the same file
-        figure.savefig(path, format=form, dpi=120, bbox_inches="tight", metadata=dates)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            figure.savefig(path, format=form, dpi=120, bbox_inches="tight", metadata=dates)
         pyplot.close(figure)
+    lacking = {int(number) for one in told for number in re.findall(r"^Glyph (\d+) ", str(one.message))}
+    return "".join(map(chr, sorted(lacking)))
 
 
 def layout(graph) -> dict[str, tuple[float, float]]:

@@ -1,11 +1,12 @@
-"""Grounded extraction with a model in this process: answers that parse and hold only the text's own words.
+"""Extraction with a model in this process: answers that hold only the text's own words, and where they stand.
 
-``extract`` holds each token to a grammar of the answers that text and schema allow (llguidance, see ``grammar.py``).
-``extract_freely`` lets the model write what it likes, and keeps what the parser can read and the text holds.
+By default each token is held to a grammar of the answers that text and schema allow (llguidance, see ``grammar.py``),
+so that every answer parses, ends, and is verbatim. With ``free=True`` the model writes what it likes, and what the
+parser can read and the text holds is kept.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +20,7 @@ from knowlm.generation import GenerationSettings, encode_prompts, generate
 WINDOW, OVERLAP = 600, 150  # characters
 AT_ONCE = 1000  # prompts that the tokenizer takes in one call
 MOST_REPEATS = 3  # items of an answer that it held already; a model that repeats itself is ended
+Answer = Callable[[list[Ask], list[str]], list[Extraction]]  # of a batch: what is asked, and the prompts
 PARTS = {"NER": 2, "RE": 3}  # of an item, each a decision of the model; an event has two, and two for every argument
 
 
@@ -29,75 +31,72 @@ def extract(
     prompter,
     settings: GenerationSettings,
     *,
+    free: bool = False,
     batch_size: int = 8,
     window: int = WINDOW,
     overlap: int = OVERLAP,
     labels_at_once: int | None = None,
 ) -> Iterator[tuple[int, Extraction]]:
-    """(number of the question, its Extraction), grounded, as they are done; long ones come first.
+    """(number of the question, its Extraction), as they are done; long ones come first.
 
     questions: ``{"task", "schema", "text"}``, and ``"language"`` if it isn't to be guessed. settings: of each window's
-    answer; greedy or drawn, not by beams. labels_at_once: how many labels a prompt names (by default 6, or 4 for RE and
-    EE); the order in which a schema is given changes nothing.
+    answer; under the grammar greedy or drawn, not by beams. free: without the grammar; there are no scores then, and
+    items that the text doesn't hold in any script, case or width, or whose label isn't in the schema, stand in
+    ``not_found``. labels_at_once: how many labels a prompt names (by default 6, or 4 for RE and EE); the order in which
+    a schema is given changes nothing.
 
     Raises ValueError on a question that is none, a prompt too long for the model, a tokenizer without a fast form.
     """
     if window > LONGEST_WINDOW:
         raise ValueError(f"window={window}: at most {LONGEST_WINDOW} characters")
-    if settings.num_beams > 1:
-        raise ValueError(f"num_beams={settings.num_beams}: grounded extraction decodes greedily or draws; use 1")
     asks = split(questions, window, overlap, labels_at_once)
-    constraint = wrapped_tokenizer(tokenizer, model.get_output_embeddings().weight.shape[0])
+    prompts = [prompter.prompt(ask.instruction, ask.text) for ask in asks]
+    check_lengths(tokenizer, prompts, settings.max_new_tokens, getattr(model.config, "max_position_embeddings", None))
+    how = _freely if free else _grounded
+    answer = how(model, tokenizer, settings)
+    waiting: list[list[int]] = [[] for _ in questions]  # of each question, its prompts
+    for number, ask in enumerate(asks):
+        waiting[ask.question].append(number)
+    parts: dict[int, Extraction] = {}
+    order = sorted(range(len(asks)), key=lambda i: -len(prompts[i]))  # a batch is of like lengths
+    for first in range(0, len(order), batch_size):
+        batch = order[first : first + batch_size]
+        parts.update(zip(batch, answer([asks[i] for i in batch], [prompts[i] for i in batch]), strict=True))
+        for number in sorted({asks[i].question for i in batch}):
+            if all(i in parts for i in waiting[number]):
+                question, own = questions[number], [(asks[i], parts.pop(i)) for i in waiting[number]]
+                yield number, join(question["task"], question["text"], own)
 
-    def answer(batch: list[Ask], prompts: list[str]) -> list[Extraction]:
-        return _grounded(model, tokenizer, constraint, batch, prompts, settings)
 
-    yield from _in_batches(model, tokenizer, questions, asks, prompter, settings, batch_size, answer)
-
-
-def extract_freely(
-    model,
-    tokenizer,
-    questions: Sequence[dict],
-    prompter,
-    settings: GenerationSettings,
-    *,
-    batch_size: int = 8,
-    window: int = WINDOW,
-    overlap: int = OVERLAP,
-    labels_at_once: int | None = None,
-) -> Iterator[tuple[int, Extraction]]:
-    """As ``extract``, without the grammar: items the text doesn't hold, in any script, case or width, are left out.
-
-    They stand in ``not_found``, and so do those whose label is not in the schema. There are no scores.
-    """
-    asks = split(questions, window, overlap, labels_at_once, check_ends=False)
-
+def _freely(model, tokenizer, settings: GenerationSettings) -> Answer:
     def answer(batch: list[Ask], prompts: list[str]) -> list[Extraction]:
         answers = generate(model, tokenizer, prompts, settings)
         return [read_freely(ask, text) for ask, text in zip(batch, answers, strict=True)]
 
-    yield from _in_batches(model, tokenizer, questions, asks, prompter, settings, batch_size, answer)
+    return answer
 
 
-def _in_batches(model, tokenizer, questions, asks: list[Ask], prompter, settings, batch_size: int, answer):
-    """Answers prompts, longest first, so that a batch is of like lengths; a question is done with its last prompt."""
-    prompts = [prompter.prompt(ask.instruction, ask.text) for ask in asks]
-    check_lengths(tokenizer, prompts, settings.max_new_tokens, getattr(model.config, "max_position_embeddings", None))
-    of_question: list[list[int]] = [[] for _ in questions]
-    for number, ask in enumerate(asks):
-        of_question[ask.question].append(number)
-    parts: dict[int, Extraction] = {}
-    order = sorted(range(len(asks)), key=lambda i: -len(prompts[i]))
-    for first in range(0, len(order), batch_size):
-        batch = order[first : first + batch_size]
-        done = answer([asks[i] for i in batch], [prompts[i] for i in batch])
-        parts.update(zip(batch, done, strict=True))
-        for number in sorted({asks[i].question for i in batch}):
-            own = of_question[number]
-            if all(i in parts for i in own):
-                question = questions[number]
-                yield number, join(question["task"], question["text"], [(asks[i], parts.pop(i)) for i in own])
+def _grounded(model, tokenizer, settings: GenerationSettings) -> Answer:
+    import torch
+
+    if settings.num_beams > 1:
+        raise ValueError(f"num_beams={settings.num_beams}: grounded extraction decodes greedily or draws; use 1")
+    constraint = wrapped_tokenizer(tokenizer, model.get_output_embeddings().weight.shape[0])
+
+    def answer(batch: list[Ask], prompts: list[str]) -> list[Extraction]:
+        inputs = encode_prompts(tokenizer, prompts, model.device)
+        guide = Guide(constraint, batch, tokenizer.pad_token_id)
+        with torch.inference_mode():
+            output = model.generate(
+                **inputs, generation_config=settings.for_transformers(tokenizer), logits_processor=[guide]
+            )
+        guide.note(output[:, -1])
+        return [
+            read_grounded(ask, constraint, row.tokens, row.log_probabilities, row.is_whole)
+            for ask, row in zip(batch, guide.rows, strict=True)
+        ]
+
+    return answer
 
 
 def check_lengths(tokenizer, prompts: list[str], max_new_tokens: int, longest: int | None) -> None:
@@ -141,22 +140,6 @@ def new_matcher(constraint, ask: Ask):
             f"({matcher.get_error().splitlines()[0]}); choose a shorter window or fewer labels at once"
         )
     return matcher
-
-
-def _grounded(model, tokenizer, constraint, batch: list[Ask], prompts: list[str], settings) -> list[Extraction]:
-    import torch
-
-    inputs = encode_prompts(tokenizer, prompts, model.device)
-    guide = Guide(constraint, batch, tokenizer.pad_token_id)
-    with torch.inference_mode():
-        output = model.generate(
-            **inputs, generation_config=settings.for_transformers(tokenizer), logits_processor=[guide]
-        )
-    guide.note(output[:, -1])
-    return [
-        read_grounded(ask, constraint, row.tokens, row.log_probabilities, row.is_whole)
-        for ask, row in zip(batch, guide.rows, strict=True)
-    ]
 
 
 class Row:
@@ -243,7 +226,7 @@ def read_grounded(
     """
     written = b"".join(constraint.decode_bytes([token]) for token in tokens)
     answer = written.decode(errors="replace")
-    parts = read_items(ask.task, ask.schema, answer, is_whole)
+    parts = read_items(ask.task, ask.schema, answer)
     stops, position = [], 0  # of each token, in bytes
     for token in tokens:
         position += len(constraint.decode_bytes([token]))

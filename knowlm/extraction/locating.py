@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from functools import cache, cached_property
 from itertools import product
 
-from knowlm.extraction.grammar import chunk_ends
+from knowlm.chinese import simplified
+from knowlm.extraction.grammar import is_chunk_end
 
 Span = tuple[int, int]
 QUOTES = str.maketrans("“”„«»「」『』‘’‚‹›–—−‐‑", '"' * 9 + "'" * 5 + "-" * 5)
@@ -22,11 +23,6 @@ class Text:
 
     def __init__(self, text: str):
         self.text = text
-
-    @cached_property
-    def ends(self) -> set[int]:
-        """Where a word may begin or end."""
-        return set(chunk_ends(self.text))
 
     @cached_property
     def folded(self) -> tuple[str, list[int]]:
@@ -54,7 +50,7 @@ class Text:
             return []
         found = [(start, start + len(span)) for start in _occurrences(self.text, span)] or self._find_folded(span)
         apart: list[Span] = []
-        for one in [one for one in found if self.ends.issuperset(one)] or found:
+        for one in [one for one in found if all(is_chunk_end(self.text, place) for place in one)] or found:
             if not apart or one[0] >= apart[-1][1]:
                 apart.append(one)
         return apart
@@ -93,14 +89,7 @@ def fold(character: str) -> str:
         return " "
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", character).casefold())
     plain = plain.translate(QUOTES)
-    return _simplifier().convert(plain) if plain > "\u2e7f" else plain
-
-
-@cache
-def _simplifier():
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
+    return simplified(plain) if plain > "\u2e7f" else plain
 
 
 def locate(task: str, items: list[dict], text: str) -> list[dict]:

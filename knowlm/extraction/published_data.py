@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from knowlm.extraction.forms import render, write_answer
 from knowlm.extraction.parsing import parse
-from knowlm.sentences import guess_language
+from knowlm.sentences import language_of
 
 # What IEPile's instructions say, in words of our own.
 REQUESTS = {
@@ -31,10 +31,6 @@ REQUESTS = {
 }
 LISTED = re.compile(r"关系[^{\[]{0,20}[{\[]([^}\]]*)[}\]]")  # 关系类型为{'国家','属于'}
 QUOTED = re.compile(r"['\"‘“]([^'\"’”]+)['\"’”]")
-
-
-def language_of(text: str) -> str:
-    return "chinese" if guess_language(text) == "chinese" else "english"
 
 
 def read_iepile(record: dict, number: int) -> Iterator[dict]:

@@ -9,7 +9,7 @@ import orjson
 
 from knowlm.files import require_file
 from knowlm.packing import pack_sentences
-from knowlm.sentences import guess_language, sentence_ends
+from knowlm.sentences import language_of, sentence_ends
 from knowlm.sources import known_fields, looks_like_json
 from knowlm.supervision.graph_readers import lines_of
 from knowlm.supervision.names import clean
@@ -64,8 +64,8 @@ def read_documents(
 
 
 def document_of(text: str, language: str, title: str = "", links: Sequence[Link] = ()) -> Document:
-    found = guess_language(text) if language == "auto" else language
-    return Document(clean(text), "chinese" if found == "chinese" else "english", clean(title).strip(), list(links))
+    language = language_of(text) if language == "auto" else language
+    return Document(clean(text), language, clean(title).strip(), list(links))
 
 
 def json_document(line: str, language: str, fields: Sequence[str], where: str) -> Document:

@@ -5,10 +5,10 @@ import sqlite3
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from functools import cache
 
 import ahocorasick
 
+from knowlm.chinese import simplified
 from knowlm.sentences import CHINESE_LETTER
 from knowlm.supervision.values import find_values
 
@@ -36,19 +36,12 @@ class _Folded(dict):
         if 0xFF01 <= code <= 0xFF5E or code == 0x3000:
             plain = unicodedata.normalize("NFKC", plain)
         elif CHINESE_LETTER.match(plain):
-            plain = _simplifier().convert(plain)
+            plain = simplified(plain)
         self[code] = ord(plain) if len(plain) == 1 else code
         return self[code]
 
 
 FOLDED = _Folded({code: code for code in range(0x80)})
-
-
-@cache
-def _simplifier():
-    from opencc import OpenCC
-
-    return OpenCC("t2s")
 
 
 def fold(text: str) -> str:
