@@ -159,7 +159,7 @@ def test_a_model_that_looks_across_examples_is_not_packed(model):
 
     from knowlm.tuning import check_packing
 
-    check_packing(model, 600)
+    check_packing(model)
     bloom = BloomForCausalLM(BloomConfig(vocab_size=600, hidden_size=32, n_layer=2, n_head=2))
     with pytest.raises(ValueError, match="bloom lets examples of a row see each other"):
-        check_packing(bloom, 600)
+        check_packing(bloom)
