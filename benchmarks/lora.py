@@ -1,14 +1,20 @@
 """LoRA tuning: examples and useful tokens a second of padding, grouping by length and packing, on the same data.
 
     python benchmarks/lora.py --base_model ./smollm --data_path ./instructions/train.json
+    python benchmarks/lora.py --base_model ./smollm --data_path ./instructions/train.json --lengths mixed
+    python benchmarks/lora.py --base_model ./smollm --data_path ./instructions/train.json --num_examples 8 --quantized
 
 Each way is finetune/lora/finetune.py on the same steps, in a process of its own; "as in 2023" is a plain peft + Trainer
-loop as alpaca-lora wrote it. Useful tokens are those of the examples, not of padding. On a GPU also: peak memory, and
-the base in int8 and 4 bits.
+loop as alpaca-lora wrote it. Useful tokens are those of the examples, not of padding. ``--lengths mixed`` joins some
+of the rows into longer ones, so that lengths are uneven as in Alpaca's data: most short, a few long.
+``--quantized`` compares, packed, the base in int8 and in 4 bits with the base as it is (16 bits on a GPU, and on a CPU
+that multiplies bfloat16; else 32). On a GPU both are done.
 """
 
+import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -32,7 +38,9 @@ WAYS: dict[str, list[str]] = {
     "grouped by length": ["--group_by_length"],
     "packed": ["--pack"],
 }
-QUANTIZED = {"packed, int8": ["--pack", "--load_8bit", "True"], "packed, 4 bits": ["--pack", "--load_4bit"]}
+QUANTIZED = {"packed, int8": ["--pack", "--load_8bit"], "packed, 4 bits": ["--pack", "--load_4bit"]}
+# Rows joined into one, by turns: 20 rows of 100 tokens become 12, of which 9 have 100 and one each 200, 300 and 600.
+JOINED = (1, 1, 1, 2, 1, 1, 1, 3, 1, 1, 1, 6)
 
 
 def main() -> None:
@@ -41,12 +49,17 @@ def main() -> None:
         print(json.dumps(measure(args)))
         return
     check_model_folder(args.base_model)
-    rows = read_rows(args.data_path)[: args.num_examples]
+    rows = read_rows(args.data_path)
+    rows = (uneven(rows) if args.lengths == "mixed" else rows)[: args.num_examples]
     tokenizer = load_tokenizer(args.base_model)
     examples = list(encode_rows(rows, Prompter(), tokenizer, args.cutoff_len))
     lengths = [len(example.ids) for example in examples]
-    print(f"{len(rows)} examples of {sum(lengths) / len(rows):.0f} tokens, the longest {max(lengths)}", flush=True)
-    ways = WAYS | (QUANTIZED if has_gpu() or args.quantized else {})
+    print(
+        f"{len(rows)} examples of {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(rows):.0f} on average, "
+        f"{sorted(lengths)[len(rows) // 2]} at the median",
+        flush=True,
+    )
+    ways = WAYS | QUANTIZED if has_gpu() else {"packed": WAYS["packed"]} | QUANTIZED if args.quantized else WAYS
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "rows.json", rows)
@@ -61,6 +74,15 @@ def main() -> None:
     print(table(found, len(rows), sum(lengths)))
 
 
+def uneven(rows: list[dict]) -> list[dict]:
+    """Some rows as they are, others joined: instructions, inputs and answers each below one another."""
+    joined, left, sizes = [], iter(rows), itertools.cycle(JOINED)
+    while some := list(itertools.islice(left, next(sizes))):
+        names = ("instruction", "input", "output")
+        joined.append({name: "\n".join(row.get(name) or "" for row in some).strip() for name in names})
+    return joined
+
+
 def parse_args():
     parser = ArgumentParser(__doc__)
     parser.add_argument("--base_model", required=True, help="folder of a small model")
@@ -69,7 +91,10 @@ def parse_args():
     parser.add_argument("--batch_size", type=int, default=8, help="examples in a step (default: 8)")
     parser.add_argument("--micro_batch_size", type=int, default=4, help="rows computed at once (default: 4)")
     parser.add_argument("--cutoff_len", type=int, default=512, help="most tokens of a row (default: 512)")
-    parser.add_argument("--quantized", action="store_true", help="int8 and 4 bits without a GPU too")
+    parser.add_argument(
+        "--lengths", choices=["given", "mixed"], default="given", help="mixed: some rows are joined (default: given)"
+    )
+    parser.add_argument("--quantized", action="store_true", help="on a CPU: int8 and 4 bits, in place of the ways")
     parser.add_argument("--only", help="for this script itself: one way")
     parser.add_argument("--output_dir", help="for this script itself")
     return parser.parse_args()
@@ -109,8 +134,13 @@ def measure(args) -> dict:
     return {
         "seconds": Clock.end - Clock.begin,
         "loss": sum(losses) / len(losses),
-        "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0,
+        "memory": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else most_memory(),
     }
+
+
+def most_memory() -> int:
+    """The most bytes that this process has had in memory."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
 
 
 def ours(args) -> None:
@@ -186,17 +216,17 @@ def plain(args) -> None:
 
 
 def table(found: dict[str, dict], examples: int, tokens: int) -> str:
-    """Rates, and how they compare with the plain loop's and with padding's."""
+    """Rates, and how they compare with those of the plain loop, of padding, and of packing."""
     second = "second" if has_gpu() else "CPU second"
-    columns = ["way", f"examples a {second}", f"useful tokens a {second}", "against 2023", "against padding"]
-    lines = [f"| {' | '.join([*columns, 'mean loss', 'peak GB'])} |", "|---" * 7 + "|"]
+    against = [way for way in (PLAIN, "padding", "packed") if way in found]
+    columns = ["way", f"examples a {second}", f"useful tokens a {second}", *(f"against {way}" for way in against)]
+    lines = [f"| {' | '.join([*columns, 'mean loss', 'peak GB'])} |", "|---" * (len(columns) + 2) + "|"]
     for way, entry in found.items():
-        memory = f"{entry['memory'] / 1e9:.1f}" if entry["memory"] else "–"
-        lines.append(
-            f"| {way} | {examples / entry['seconds']:.2f} | {tokens / entry['seconds']:.0f} "
-            f"| {found[PLAIN]['seconds'] / entry['seconds']:.2f} × "
-            f"| {found['padding']['seconds'] / entry['seconds']:.2f} × | {entry['loss']:.3f} | {memory} |"
-        )
+        seconds = entry["seconds"]
+        cells = [way, f"{examples / seconds:.2f}", f"{tokens / seconds:.0f}"]
+        cells += [f"{found[other]['seconds'] / seconds:.2f} ×" for other in against]
+        cells += [f"{entry['loss']:.3f}", f"{entry['memory'] / 1e9:.1f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -5,8 +5,9 @@
     python finetune/convert_data.py --input heldout.jsonl --from cases --to iepile --output heldout_iepile.jsonl
 
 Forms: cases (finetune/evaluate.py's), iepile, instructie (also records with "entity" or "event"), ccks (CCKS2023),
-alpaca (finetune/lora/finetune.py's rows), sharegpt and messages (chats). Input is JSONL or a JSON list, and so is the
-output, by its suffix. What has a schema can become anything; so can rows with instructions of examples/ie_prompt.py.
+alpaca (finetune/lora/finetune.py's rows), sharegpt and messages (chats: one becomes the other turn by turn). Input is
+JSONL or a JSON list, and so is the output, by its suffix. What has a schema can become anything; so can rows with
+instructions of examples/ie_prompt.py.
 """
 
 import itertools
@@ -25,7 +26,9 @@ from knowlm.extraction.cases import case_of_row, check_case, row_of, schema_labe
 from knowlm.extraction.forms import FORMS
 from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
 from knowlm.extraction.published_data import (
+    CHATS,
     READERS,
+    convert_chat,
     read_chat,
     write_annotated,
     write_ccks,
@@ -34,10 +37,6 @@ from knowlm.extraction.published_data import (
 )
 from knowlm.files import iterate_records, locked, read_json, require_file, write_records
 
-CHATS = {
-    "sharegpt": ("conversations", "from", "value", "human", "gpt"),
-    "messages": ("messages", "role", "content", "user", "assistant"),
-}
 ROWS = ("alpaca", *CHATS)  # an instruction and its answer; the others are cases
 ENOUGH_SPANS = 1000  # of a label, to compare it with others
 KINDS = ("cases", *READERS, *ROWS)
@@ -46,7 +45,9 @@ KINDS = ("cases", *READERS, *ROWS)
 def main() -> None:
     args = parse_args()
     require_file(args.input)
-    if args.to in ROWS and args.source in ROWS:
+    if args.to in CHATS and args.source in CHATS:
+        written = chats(args)
+    elif args.to in ROWS and args.source in ROWS:
         written = write_rows(read_rows(args), args.to)
     else:
         written = write_cases(args, asked_cases(args))
@@ -114,6 +115,12 @@ def naming(path: str, number: int) -> Iterator[None]:
         raise ValueError(f"{path}, record {number}: lacks {error}; is --from right?") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}, record {number}: {error}; is --from right?") from None
+
+
+def chats(args) -> Iterator[dict]:
+    for number, record in enumerate(iterate_records(args.input), 1):
+        with naming(args.input, number):
+            yield convert_chat(record, CHATS[args.to])
 
 
 def read_rows(args) -> Iterator[dict]:

@@ -34,7 +34,7 @@ from knowlm.extraction.grammar import grammar
 from knowlm.extraction.grounded import OVERLAP, WINDOW, new_matcher, read_grounded, wrapped_tokenizer
 from knowlm.extraction.windows import LONGEST_WINDOW, Ask, Extraction, join, split
 from knowlm.models import check_model_folder
-from knowlm.prompts import Prompter
+from knowlm.prompts import Prompter, encode_prompt
 
 
 class Parameters(BaseModel):  # the defaults are vLLM's own, except for max_tokens
@@ -241,7 +241,7 @@ class Service:
         """The prompt's ids and SamplingParams."""
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-        ids = self.encode(self.prompter.prompt(question.instruction, question.input))
+        ids = encode_prompt(self.engine.get_tokenizer(), self.prompter.prompt(question.instruction, question.input))
         wanted = (question.parameters or Parameters()).model_dump()
         wanted["max_tokens"] = wanted["max_tokens"] or max(1, min(512, self.longest() - len(ids)))
         self.check_length(ids, wanted["max_tokens"])
@@ -259,7 +259,7 @@ class Service:
             raise ValueError(f"{len(asks)} prompts, at most {MOST_PROMPTS} at once; send parts of the text or schema")
         prepared = []
         for ask in asks:
-            ids = self.encode(self.prompter.prompt(ask.instruction, ask.text))
+            ids = encode_prompt(self.engine.get_tokenizer(), self.prompter.prompt(ask.instruction, ask.text))
             self.check_length(ids, question.max_tokens)
             params = SamplingParams(
                 temperature=0,
@@ -279,12 +279,6 @@ class Service:
         matcher = new_matcher(constraint, ask)
         is_whole = output.finish_reason == "stop" and matcher.consume_tokens(tokens) and matcher.is_accepting()
         return read_grounded(ask, constraint, tokens, log_probabilities, is_whole)
-
-    def encode(self, prompt: str) -> list[int]:
-        """A prompt's ids, begun by BOS exactly once."""
-        tokenizer = self.engine.get_tokenizer()
-        bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-        return bos + tokenizer(prompt, add_special_tokens=False).input_ids
 
     def longest(self) -> int:
         return self.engine.model_config.max_model_len

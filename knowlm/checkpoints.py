@@ -19,7 +19,7 @@ from blake3 import blake3
 
 from knowlm.dtypes import HELD, NAMES, as_array, torch_dtype
 from knowlm.files import read_json
-from knowlm.models import check_model_folder, find_weights
+from knowlm.models import check_weight_folder, find_weights
 
 if TYPE_CHECKING:
     import torch
@@ -78,7 +78,7 @@ class Checkpoint(Mapping[str, "torch.Tensor"]):
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        check_model_folder(str(folder))
+        check_weight_folder(str(folder))
         self.config = read_json(self.folder / "config.json")
 
     def __enter__(self) -> "Checkpoint":

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from threading import Thread
 
+from knowlm.prompts import encode_prompt
+
 
 @dataclass
 class GenerationSettings:
@@ -65,8 +67,7 @@ def encode_prompts(tokenizer, prompts: Sequence[str], device):
     """Left-padded input ids and mask, (batch, seq), each prompt begun by BOS exactly once."""
     import torch
 
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    rows = [bos + tokenizer(prompt, add_special_tokens=False).input_ids for prompt in prompts]
+    rows = [encode_prompt(tokenizer, prompt) for prompt in prompts]
     longest = max(map(len, rows))
     padded = [[tokenizer.pad_token_id] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from knowlm.files import read_json, write_json
+from knowlm.files import inner_name, read_json, write_json
 
 MANIFEST = "knowlm_manifest.json"
 
@@ -27,6 +27,20 @@ def require_model(folder: str | Path) -> None:
     kind = (read_manifest(folder) or {}).get("kind")
     if "difference" in str(kind):
         raise ValueError(f"{folder}: not a model but the {kind} of two; recover the model from it, then name that")
+
+
+def check_files(folder: str | Path) -> None:
+    """Raise ValueError naming the first file that a folder's manifest lists and that is missing, or a weight file of
+    another size: a copy that was broken off. Other files may have been edited since. Reads no weights.
+    """
+    for name, told in (read_manifest(folder) or {"files": {}})["files"].items():
+        path = Path(folder) / inner_name(name, str(Path(folder) / MANIFEST))
+        if not path.is_file():
+            raise ValueError(f"{path}: missing, though {MANIFEST} names it; copy or make the folder again")
+        if path.suffix in (".safetensors", ".bin") and path.stat().st_size != told["bytes"]:
+            raise ValueError(
+                f"{path}: has {path.stat().st_size} bytes, {MANIFEST} says {told['bytes']}; copy or make it again"
+            )
 
 
 def open_manifest(path: Path) -> dict:

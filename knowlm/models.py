@@ -5,13 +5,21 @@ import re
 from pathlib import Path
 
 from knowlm.files import inner_name, read_json
+from knowlm.manifest import check_files, require_model
 
 
 def check_model_folder(path: str) -> None:
     """Raise ValueError, without loading anything, if ``path`` is no model folder and no name on the hub.
 
-    Looks at what usually breaks: no config, no weights, an index that names a missing shard, a cut file.
+    Looks at what usually breaks: no config, no weights, an index that names a missing shard, a cut file, files that the
+    folder's manifest names and that aren't there; and at a difference of two models, which is none.
     """
+    check_weight_folder(path)
+    require_model(path)
+
+
+def check_weight_folder(path: str) -> None:
+    """As ``check_model_folder``, for a folder that may hold a difference too."""
     folder = Path(path)
     if folder.is_file():
         raise ValueError(f"{path}: is a file; name the model's folder")
@@ -32,6 +40,7 @@ def check_model_folder(path: str) -> None:
     for file in find_weights(folder)[0]:
         if file.suffix == ".safetensors":
             check_safetensors(file)
+    check_files(folder)
 
 
 def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
@@ -160,6 +169,22 @@ def linear_layers(path: str) -> dict[str, int]:
             kind = name.rsplit(".", 1)[-1]
             counts[kind] = counts.get(kind, 0) + 1
     return counts
+
+
+def small_model(path: str, vocabulary: int = 64):
+    """A model of that kind and width, with random weights and no more layers than show all kinds that it has."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path)
+    kinds = list(getattr(config, "layer_types", None) or ())
+    layers = max([1, *map(kinds.index, set(kinds))]) + 1
+    changes = {"vocab_size": vocabulary, "num_hidden_layers": min(layers, config.num_hidden_layers)}
+    changes |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
+    if kinds:
+        changes["layer_types"] = kinds[:layers]
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return AutoModelForCausalLM.from_config(config).float().eval()
 
 
 def check_adapter_folder(path: str) -> None:

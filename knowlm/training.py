@@ -87,9 +87,12 @@ def use_one_gpu_per_process() -> None:
 
 def last_whole_checkpoint(output_dir: str | Path) -> str | None:
     """The newest ``checkpoint-N`` that was saved to its end: the Trainer writes ``trainer_state.json`` last."""
-    paths = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
-    whole = [path for path in paths if is_whole_checkpoint(path)]
+    whole = [path for path in checkpoints_of(output_dir) if is_whole_checkpoint(path)]
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def checkpoints_of(output_dir: str | Path) -> list[Path]:
+    return [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-", 1)[1].isdecimal()]
 
 
 def is_whole_checkpoint(folder: str | Path) -> bool:
@@ -100,28 +103,32 @@ def is_whole_checkpoint(folder: str | Path) -> bool:
     return True
 
 
-def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
-    """Train, save model, tokenizer, state and loss picture into ``output_dir``, a running start if there is one.
+def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool | None) -> str | None:
+    """The checkpoint to go on from, or None to begin at the first step.
 
-    resume_from_checkpoint: a checkpoint's folder; None takes the last whole one of ``output_dir``;
-    ``"False"`` starts over.
+    resume_from_checkpoint: a checkpoint's folder, which must be whole (else ValueError); None takes the last whole one
+    of ``output_dir``; ``"False"`` starts over.
     """
+    if str(resume_from_checkpoint).lower() in ("none", "true"):
+        return last_whole_checkpoint(output_dir)
+    if str(resume_from_checkpoint).lower() == "false":
+        return None
+    if not is_whole_checkpoint(str(resume_from_checkpoint)):
+        raise ValueError(
+            f"{resume_from_checkpoint}: not a whole checkpoint (trainer_state.json is missing or cut); "
+            "name another or leave the flag out"
+        )
+    return str(resume_from_checkpoint)
+
+
+def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
+    """Train, save model, tokenizer, state and loss picture into ``output_dir``, from ``find_checkpoint``'s on."""
     output_dir = Path(trainer.args.output_dir)
-    checkpoint = None if resume_from_checkpoint is None else str(resume_from_checkpoint)
-    if checkpoint in (None, "True", "true"):
-        checkpoint = last_whole_checkpoint(output_dir)
-    if checkpoint in ("False", "false"):
-        checkpoint = None
-    if checkpoint:
-        if not is_whole_checkpoint(checkpoint):
-            raise ValueError(
-                f"{checkpoint}: not a whole checkpoint (trainer_state.json is missing or cut); "
-                "name another or leave the flag out"
-            )
+    checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    if checkpoint and trainer.is_world_process_zero():
         print(f"going on from {checkpoint}", file=sys.stderr)
     with locked(output_dir) if trainer.is_world_process_zero() else nullcontext():
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_state()
         partial = output_dir / "final.partial"
         trainer.save_model(str(partial))  # every process takes part under ZeRO-3
         if trainer.is_world_process_zero():
@@ -133,6 +140,8 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
                 sync(file)
                 os.replace(file, output_dir / file.name)
             partial.rmdir()
+        trainer.save_state()  # last: it tells of how many steps the result is
+        if trainer.is_world_process_zero():
             draw_loss(trainer.state.log_history, output_dir / "loss.png")
         trainer.accelerator.end_training()
 

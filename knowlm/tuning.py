@@ -1,7 +1,7 @@
 """What tuning with LoRA and tuning all parameters share: flags, data, checks, and the Trainer."""
 
-import hashlib
 import inspect
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -9,18 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from knowlm.batching import Batching, MicroBatches, collate
-from knowlm.extraction.answering import question_of
+from knowlm.batching import Batching, MicroBatches
 from knowlm.extraction.cases import read_cases
 from knowlm.extraction.leakage import shared_text
-from knowlm.files import read_json, read_records, require_file, write_json
+from knowlm.files import read_json, read_records, require_file
 from knowlm.instructions import Example, describe_lengths, encode_rows, read_rows
-from knowlm.models import check_model_folder, load_tokenizer
+from knowlm.models import check_model_folder, load_tokenizer, small_model
 from knowlm.prompts import Prompter
-from knowlm.training import last_losses, last_whole_checkpoint
-from knowlm.validation import answers, mean_f1
+from knowlm.training import find_checkpoint, last_losses
+from knowlm.tuning_run import describe_run, is_over
 
-SHAPE = ("lora_r", "lora_alpha", "lora_target_modules")  # settings that make of an adapter's weights another one
 GOLD = Path(__file__).resolve().parents[1] / "finetune/data/gold"
 
 
@@ -45,7 +43,9 @@ class TuningSettings:
     wandb_run_name: Annotated[str, "name of the run there"] = ""
     wandb_watch: Annotated[str, "false, gradients or all"] = ""
     wandb_log_model: Annotated[str, "false or true"] = ""
-    resume_from_checkpoint: Annotated[str | bool | None, "a checkpoint's folder, or False to start over"] = None
+    resume_from_checkpoint: Annotated[
+        str | bool | None, "a checkpoint's folder; False starts over and drops the checkpoints in output_dir"
+    ] = None
     prompt_template_name: Annotated[str, "name in knowlm/templates, or a template's path"] = "alpaca"
     warmup_steps: Annotated[int, "steps until the peak learning rate"] = 10
     logging_steps: Annotated[int, "steps between logged losses"] = 1
@@ -78,6 +78,8 @@ class TuningData:
     held_out: list[Example]
     cases: list[dict]  # to extract from
     order: MicroBatches
+    run: dict  # what decides it, see tuning_run
+    is_over: bool  # an earlier start has already made the result
 
     @property
     def is_validated(self) -> bool:
@@ -125,7 +127,14 @@ def load_data(settings: TuningSettings) -> TuningData:
         f"{len(training)} to train on, {len(held_out)} held out: {order.steps_per_epoch} steps an epoch of up to "
         f"{settings.batch_size} examples; the first has {sum(map(len, first))} rows in {len(first)} micro-batches"
     )
-    return TuningData(tokenizer, prompter, training, held_out, cases, order)
+    steps = math.ceil(settings.num_epochs * order.steps_per_epoch)
+    run = describe_run(settings, training)
+    over = is_over(settings, run, steps)
+    if over:
+        say(f"{settings.output_dir}: this run is over, its result lies there; more --num_epochs would prolong it")
+    elif settings.pack:
+        check_packing(small_model(settings.base_model))
+    return TuningData(tokenizer, prompter, training, held_out, cases, order, run, over)
 
 
 def say(message: str) -> None:
@@ -158,25 +167,7 @@ def check_settings(settings: TuningSettings) -> None:
         )
     if settings.eval_cases:
         require_file(settings.eval_cases)
-    check_going_on(settings)
-
-
-def check_going_on(settings: TuningSettings) -> None:
-    """Raise ValueError where the checkpoints' weights would be taken for those of another adapter."""
-    path = Path(settings.output_dir) / "tuning_data.json"
-    if starts_over(settings) or not path.is_file() or not last_whole_checkpoint(settings.output_dir):
-        return
-    old = read_json(path)
-    for name in SHAPE:
-        if name in old and old[name] != getattr(settings, name, old[name]):
-            raise ValueError(
-                f"--{name} {getattr(settings, name)}: the run in {settings.output_dir} has {old[name]}; name another "
-                "--output_dir, or start over with --resume_from_checkpoint False"
-            )
-
-
-def starts_over(settings: TuningSettings) -> bool:
-    return str(settings.resume_from_checkpoint) in ("False", "false")
+    find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
 
 
 def check_fits(settings: TuningSettings, examples: list[Example]) -> None:
@@ -227,6 +218,7 @@ def training_arguments(settings: TuningSettings, data: TuningData, gradient_chec
         learning_rate=settings.learning_rate,
         warmup_steps=settings.warmup_steps,
         logging_steps=settings.logging_steps,
+        logging_nan_inf_filter=False,  # it would log the mean loss before instead
         save_steps=settings.save_steps,
         save_total_limit=settings.save_total_limit,
         eval_strategy="steps" if data.is_validated else "no",
@@ -250,105 +242,10 @@ def training_arguments(settings: TuningSettings, data: TuningData, gradient_chec
     )
 
 
-def note_data(settings: TuningSettings, data: TuningData) -> None:
-    """Keep in the output folder what decides the examples of each step; say so where a run goes on with another."""
-    path = Path(settings.output_dir) / "tuning_data.json"
-    digest = hashlib.sha256()
-    for example in data.examples:
-        digest.update(example.ids.tobytes() + str(example.answer_start).encode())
-    names = ("batch_size", "group_by_length", "seed")
-    new = {name: getattr(settings, name) for name in names} | {"examples_sha256": digest.hexdigest()}
-    old = read_json(path) if path.is_file() and last_whole_checkpoint(settings.output_dir) else new
-    new |= {name: getattr(settings, name) for name in SHAPE if hasattr(settings, name)}
-    if not starts_over(settings):
-        for name in names if old["examples_sha256"] == new["examples_sha256"] else ("examples_sha256",):
-            if old[name] != new[name]:
-                say(f"{path}: {name} was {old[name]} and is {new[name]}: examples may be seen twice or not at all")
-    if int(os.environ.get("RANK", 0)) == 0:
-        write_json(path, new)
-
-
 def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
-    """A Trainer whose steps are those of ``data.order``, and whose validation is the mean loss of a held-out token.
+    from knowlm.trainers import TuningTrainer
 
-    The validation loss depends neither on batches nor on the number of processes; with cases there is ``eval_f1`` too.
-    """
-    import torch
-    from accelerate.utils import gather_object
-    from torch.utils.data import Dataset
-    from transformers import Trainer, TrainerCallback
-
-    note_data(settings, data)
-    order, processes = data.order, data.order.batching.processes
-    multiple = 8 if torch.cuda.is_available() else 1  # tensor cores
-
-    class Rows(Dataset):
-        def __len__(self) -> int:
-            return len(data.examples)
-
-        def __getitem__(self, rows):
-            return [[data.examples[number] for number in row] for row in rows]
-
-    class TuningTrainer(Trainer):
-        def _get_train_sampler(self, dataset=None):
-            return order
-
-        def get_train_dataloader(self):
-            loader = super().get_train_dataloader()
-            loader.set_sampler(order)  # else set_epoch doesn't reach it where a resumed run skips batches
-            return loader
-
-        def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval"):
-            model.eval()
-            metrics = {"eval_loss": self.held_out_loss()} if data.held_out else {}
-            if data.cases:
-                metrics["eval_f1"] = self.f1()
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
-
-        def held_out_loss(self) -> float:
-            held_out = MicroBatches([len(example.ids) for example in data.held_out], order.batching)
-            tokens = torch.tensor(sum(len(example.ids) - example.answer_start for example in data.held_out))
-            total = torch.zeros((), device=self.args.device)
-            shares = held_out.deal(range(len(data.held_out)))[self.args.process_index :: processes]
-            with torch.no_grad(), self.compute_loss_context_manager():
-                for share in shares:
-                    rows = [[data.held_out[number] for number in row] for row in share]
-                    inputs = self._prepare_inputs(collate(rows, data.tokenizer.pad_token_id, multiple))
-                    total += self.compute_loss(model, inputs, num_items_in_batch=tokens)  # type: ignore[arg-type]
-            return self.accelerator.reduce(total, "mean").item()
-
-        def f1(self) -> float:
-            """Each process answers its share; all shares are of one size, as ZeRO-3 needs."""
-            prompts = [data.prompter.prompt(**question_of(case, "tuple")) for case in data.cases]
-            numbers = [n % len(prompts) for n in range(-(-len(prompts) // processes) * processes)]
-            ours = numbers[self.args.process_index :: processes]
-            with self.accelerator.autocast():
-                said = answers(
-                    model,
-                    data.tokenizer,
-                    [prompts[number] for number in ours],
-                    order.batching.micro_batch_size,
-                    settings.eval_max_new_tokens,
-                )
-                pairs = gather_object(list(zip(ours, said, strict=True)))
-            by_number = dict(pairs)
-            return mean_f1(data.cases, [by_number[number] for number in range(len(prompts))])
-
-    class PackingCheck(TrainerCallback):
-        def on_train_begin(self, args, state, control, model=None, **_):
-            check_packing(model, len(data.tokenizer))
-
-    return TuningTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=Rows(),
-        eval_dataset=Rows() if data.is_validated else None,  # evaluate() knows better
-        data_collator=lambda batches: collate(batches[0], data.tokenizer.pad_token_id, multiple),
-        processing_class=data.tokenizer,
-        callbacks=[PackingCheck()] if settings.pack else [],
-    )
+    return TuningTrainer(model, settings, arguments, data)
 
 
 def ending(trainer, settings: TuningSettings) -> str:
@@ -360,22 +257,19 @@ def ending(trainer, settings: TuningSettings) -> str:
     return f"after {state.global_step} steps, {last_losses(state.log_history)}"
 
 
-def check_packing(model, vocabulary: int) -> None:
+def check_packing(model) -> None:
     """Raise ValueError if an example's logits depend on the one before it in the row as if both were one text."""
     import torch
 
     draw = torch.Generator().manual_seed(0)
-    one, other, last = torch.randint(0, vocabulary, (3, 8), generator=draw)
-    ids = torch.stack([torch.cat([one, last]), torch.cat([other, last])]).to(model.device)
+    one, other, last = torch.randint(0, model.config.vocab_size, (3, 8), generator=draw)
+    ids = torch.stack([torch.cat([one, last]), torch.cat([other, last])])
 
     def difference(positions) -> float:
-        logits = model(input_ids=ids, position_ids=positions.to(model.device).expand(2, -1)).logits[:, 8:].float()
+        logits = model(input_ids=ids, position_ids=positions.expand(2, -1), use_cache=False).logits[:, 8:].float()
         return (logits[0] - logits[1]).abs().mean().item()  # logits: (2, 8, vocabulary)
 
-    was_training = model.training
-    model.eval()
     with torch.no_grad():
         apart, as_one = difference(torch.arange(8).repeat(2)), difference(torch.arange(16))
-    model.train(was_training)
-    if apart > 0.3 * as_one:  # in int8 there is some noise
+    if apart > 0.01 * as_one:
         raise ValueError(f"--pack: {model.config.model_type} lets examples of a row see each other; leave it out")

@@ -142,7 +142,9 @@ def make_trainer(
 ):
     import torch
     from torch.utils.data import Dataset, SequentialSampler
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
+
+    from knowlm.trainers import OrderedTrainer
 
     max_length, sampler = ours.model_max_length, None
     if order is not None:
@@ -171,16 +173,6 @@ def make_trainer(
             "labels": pad(samples, batch_first=True, padding_value=-100),
         }
 
-    class PretrainingTrainer(Trainer):
-        def _get_train_sampler(self, dataset=None):
-            return super()._get_train_sampler(dataset) if sampler is None else sampler
-
-        def get_train_dataloader(self):
-            loader = super().get_train_dataloader()
-            if sampler is not None:
-                loader.set_sampler(sampler)  # else set_epoch doesn't reach it where a resumed run skips batches
-            return loader
-
     class OrderNote(TrainerCallback):
         def on_train_begin(self, args, state, control, train_dataloader=None, **_):
             if state.is_world_process_zero:
@@ -188,7 +180,7 @@ def make_trainer(
 
     if held_out is not None:
         training.eval_on_start = True
-    return PretrainingTrainer(
+    return OrderedTrainer(
         model=model,
         args=training,
         train_dataset=Samples(corpus, order),
@@ -196,6 +188,7 @@ def make_trainer(
         eval_dataset=None if held_out is None else Samples(held_out),
         processing_class=tokenizer,
         callbacks=[OrderNote()],
+        sampler=sampler,
     )
 
 

@@ -8,13 +8,9 @@ from hypothesis import strategies as st
 from knowlm.extraction.cases import case_of_row, row_of
 from knowlm.extraction.forms import LABELS_AT_ONCE, WORDINGS, forms_of, render
 from knowlm.extraction.label_batches import batched, confusable, label_of
-from knowlm.extraction.published_data import read_chat, read_iepile, write_chat, write_iepile
+from knowlm.extraction.published_data import CHATS, convert_chat, read_chat, read_iepile, write_chat, write_iepile
 from knowlm.files import locked
 
-CHATS = {
-    "sharegpt": ("conversations", "from", "value", "human", "gpt"),
-    "messages": ("messages", "role", "content", "user", "assistant"),
-}
 NER = {
     "id": "1",
     "task": "NER",
@@ -154,6 +150,30 @@ def test_cases_come_back_from_chats_in_every_wording_and_form(kind):
             row["instruction"] = render(case["task"], case["schema"], form, case["language"], variant)
             (back,) = read_chat(write_chat(row, CHATS[kind]), 1)
             assert case_of_row(back, case["id"]) == case
+
+
+TURNS = st.lists(
+    st.tuples(st.sampled_from(["system", "human", "gpt", "tool"]), st.text(max_size=9), st.booleans()), max_size=6
+)
+
+
+@given(TURNS, st.dictionaries(st.sampled_from(["id", "source"]), st.text(max_size=5)))
+def test_a_chat_comes_back_from_the_other_form_with_every_turn(turns, beside):
+    spoken = [{"from": who, "value": text} | ({"weight": 0} if light else {}) for who, text, light in turns]
+    chat = {**beside, "conversations": spoken}
+    there = convert_chat(chat, CHATS["messages"])
+    assert [turn["content"] for turn in there["messages"]] == [text for _, text, _ in turns]
+    assert convert_chat(there, CHATS["sharegpt"]) == chat
+    assert convert_chat(convert_chat(there, CHATS["sharegpt"]), CHATS["messages"]) == there
+    for form in CHATS.values():
+        assert list(read_chat(convert_chat(chat, form), 1)) == list(read_chat(chat, 1))
+
+
+def test_a_chat_is_written_as_one_record_in_the_other_form(convert):
+    turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}, {"from": "human", "value": "Bye"}]
+    (chat,) = convert([{"id": "a", "system": "Be kind.", "conversations": turns}], "sharegpt", "messages")
+    said = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Bye")]
+    assert chat == {"id": "a", "messages": [{"role": who, "content": text} for who, text in said]}
 
 
 def test_each_answer_of_a_chat_is_a_row(convert):

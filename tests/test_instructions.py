@@ -1,5 +1,6 @@
 """Where an example's loss begins, token by token, with both kinds of tokenizers that LLaMA-like models have."""
 
+import copy
 import json
 
 import pytest
@@ -71,6 +72,36 @@ def test_the_tokens_of_a_prompt_are_those_that_generation_feeds(tokenizer):
     tokenizer.pad_token = tokenizer.eos_token
     prompt = encode_prompts(tokenizer, [Prompter().prompt("Say hello.", "你好")], "cpu")["input_ids"][0]
     assert example.ids[: example.answer_start].tolist() == prompt.tolist()
+
+
+WRITTEN = "Close </s> the <s>tag</s>, say <unk> and <|im_end|>."  # special tokens of one tokenizer or another
+
+
+def test_a_special_token_that_is_written_in_a_row_is_text(tokenizer):
+    from knowlm.generation import encode_prompts
+
+    tokenizer.pad_token = tokenizer.eos_token
+    special = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id}
+    example = encode({"instruction": WRITTEN, "input": WRITTEN, "output": WRITTEN}, tokenizer)
+    ids = example.ids.tolist()
+    assert ids[0] == tokenizer.bos_token_id and ids[-1] == tokenizer.eos_token_id and special.isdisjoint(ids[1:-1])
+    assert tokenizer.decode(ids[1:-1], skip_special_tokens=True).count(WRITTEN) == 3
+    prompt = encode_prompts(tokenizer, [Prompter().prompt(WRITTEN, WRITTEN)], "cpu")["input_ids"][0].tolist()
+    assert prompt == ids[: example.answer_start] and special.isdisjoint(prompt[1:])
+
+
+def test_a_tokenizer_whose_files_take_a_written_end_for_the_end_is_refused(tiny_tokenizer):
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    backend = copy.deepcopy(tiny_tokenizer.backend_tokenizer)
+    backend.add_tokens([AddedToken("<end>", special=False)])
+    careless = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    careless.eos_token = "<end>"  # as files that name it without marking it
+    if encode({"instruction": "a", "output": "b"}, careless).ids[-1] != careless.convert_tokens_to_ids("<end>"):
+        pytest.fail("the tokenizer doesn't have the end that this test needs")
+    with pytest.raises(ValueError, match="reads '<end>' within a text as the end"):
+        encode({"instruction": "Say <end>.", "output": "b"}, careless)
 
 
 def test_every_row_of_a_large_batch_is_as_it_is_alone(tokenizer):

@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -143,28 +144,84 @@ def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, t
     assert all(torch.equal(value, expected[name]) for name, value in adapter(tmp_path / "killed").items())
 
 
-def test_a_run_that_goes_on_with_other_steps_is_told(tune, data, tmp_path):
-    assert tune("lora", num_epochs=1).returncode == 0
-    result = tune("lora", num_epochs=2, batch_size=4, pack=True)  # packing changes no step
-    assert result.returncode == 0 and "batch_size was 8 and is 4" in result.stderr, result.stderr
-    data.write_text(json.dumps(ROWS[1:]))
-    result = tune("lora", num_epochs=3, batch_size=4)
-    assert result.returncode == 0 and "examples_sha256 was" in result.stderr, result.stderr
-    assert "batch_size was" not in result.stderr
+@pytest.fixture
+def stopped(tune, tiny_llama, data, tmp_path):
+    """The flags of a run that was killed behind its first checkpoint."""
+    way = {"num_epochs": 30, "save_steps": 2, "val_set_size": 0}
+    command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / "lora", **way)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("lora/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    return way
 
 
-def test_a_run_does_not_go_on_as_another_adapter(tune, tmp_path):
-    assert tune("lora", num_epochs=0.3).returncode == 0
-    before = adapter(tmp_path / "lora")
-    for change in ({"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}):
-        result = tune("lora", **change)
-        assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-        ((name, value),) = change.items()
-        assert f"--{name} {value}: the run in" in result.stderr
-    assert all(torch.equal(value, before[name]) for name, value in adapter(tmp_path / "lora").items())
-    result = tune("lora", num_epochs=0.3, lora_r=8, resume_from_checkpoint=False)
-    assert result.returncode == 0, result.stderr
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_run_does_not_go_on_as_another(tune, stopped, tiny_llama, sharp_llama, data, tmp_path):
+    """With another adapter, other steps, other weights of the same shape, or other examples."""
+    before = files_of(tmp_path / "lora")
+    assert not (tmp_path / "lora/adapter_config.json").exists()
+    changes = [{"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}, {"batch_size": 4}, {"seed": 1}]
+    changes += [
+        {"learning_rate": 0.5},
+        {"base": sharp_llama},
+        {"cutoff_len": 100},
+        {"prompt_template_name": "./t.json"},
+    ]
+    template = {"prompt_input": "{instruction}{input}=", "prompt_no_input": "{instruction}=", "response_split": "="}
+    (tmp_path / "t.json").write_text(json.dumps(template))
+    for change in changes:
+        result = tune("lora", **stopped | change)
+        name = next(iter(change))
+        name = {"base": "base_model", "cutoff_len": "data_path", "prompt_template_name": "data_path"}.get(name, name)
+        said = result.stderr.splitlines()[-1]
+        assert result.returncode == 1 and f"--{name} " in said and "start over with --resume" in said, result.stderr
+        assert "Traceback" not in result.stderr
+    assert files_of(tmp_path / "lora") == before
+    last = max(tmp_path.glob("lora/checkpoint-*"))
+    result = tune("elsewhere", resume_from_checkpoint=last, **stopped | {"lora_r": 8})
+    assert result.returncode == 1 and "--lora_r 8: the run in" in result.stderr
+    assert not (tmp_path / "elsewhere").exists()
+    shutil.copytree(tiny_llama, tmp_path / "moved")
+    same = {"base": tmp_path / "moved", "num_epochs": 0.5, "pack": True, "micro_batch_size": 1}
+    result = tune("lora", **stopped | same)
+    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+
+
+def test_starting_over_leaves_nothing_that_a_later_start_would_go_on_from(tune, stopped, tmp_path):
+    result = tune("lora", **stopped | {"num_epochs": 0.3, "lora_r": 8, "resume_from_checkpoint": False})
+    assert result.returncode == 0 and "going on from" not in result.stderr, result.stderr
+    assert [path.name for path in tmp_path.glob("lora/checkpoint-*")] == ["checkpoint-2"]
     assert next(value.shape[0] for name, value in adapter(tmp_path / "lora").items() if "lora_A" in name) == 8
+
+
+def test_a_finished_run_is_neither_repeated_nor_replaced(tune, data, tmp_path):
+    assert tune("lora", num_epochs=0.3).returncode == 0
+    before = files_of(tmp_path / "lora")
+    result = tune("lora", num_epochs=0.3)
+    assert result.returncode == 0 and "lora: this run is over" in result.stderr and not result.stdout, result.stderr
+    for change in ({"lora_r": 8}, {"resume_from_checkpoint": False}, {"lora_r": 8, "resume_from_checkpoint": False}):
+        result = tune("lora", num_epochs=0.3, **change)
+        assert result.returncode == 1 and "name another --output_dir" in result.stderr.splitlines()[-1], result.stderr
+        assert "or start over" not in result.stderr
+    assert files_of(tmp_path / "lora") == before
+    result = tune("lora", num_epochs=0.6)
+    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+    (tmp_path / "lora/tuning_data.json").unlink()
+    result = tune("lora", num_epochs=0.6)
+    assert result.returncode == 1 and "holds a model that was not tuned there" in result.stderr
+
+
+def test_a_loss_that_is_no_number_stops_the_run_in_one_line(tune, tmp_path):
+    result = tune("lora", learning_rate=1e30, warmup_steps=0, num_epochs=20, save_steps=100, val_set_size=0)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "the loss became nan at step" in result.stderr.splitlines()[-1], result.stderr
+    assert not list(tmp_path.glob("lora/*adapter*")) and not list(tmp_path.glob("lora/checkpoint-*"))
 
 
 @pytest.mark.parametrize("bits", ["load_8bit", "load_4bit"])

@@ -3,7 +3,8 @@ import shutil
 import pytest
 import torch
 
-from knowlm.models import check_model_folder, load_base
+from knowlm.manifest import write_manifest
+from knowlm.models import check_model_folder, load_base, load_for_generation
 
 
 @pytest.fixture
@@ -45,6 +46,27 @@ def test_a_broken_folder_is_told_by_file(model, file, content, message):
         (model / file).write_text(content)
     with pytest.raises(ValueError, match=message):
         check_model_folder(str(model))
+
+
+def test_a_copy_that_was_broken_off_and_a_difference_are_no_models(model):
+    """By the manifest of weight_diff.py: neither generating nor tuning nor serving begins with them."""
+    files = {file.name: {"bytes": file.stat().st_size, "blake3": ""} for file in model.iterdir()}
+    write_manifest(model, {"kind": "model", "files": files, "tensors": {}})
+    (model / "tokenizer_config.json").write_text("{}")  # edited since
+    check_model_folder(str(model))
+    for name in ("tokenizer.json", "model.safetensors"):
+        content = (model / name).read_bytes()
+        (model / name).unlink()
+        with pytest.raises(ValueError, match=rf"{name}|holds no weights"):
+            check_model_folder(str(model))
+        (model / name).write_bytes(content)
+    files["model.safetensors"]["bytes"] += 4
+    write_manifest(model, {"kind": "model", "files": files, "tensors": {}})
+    with pytest.raises(ValueError, match=r"model\.safetensors: has \d+ bytes, knowlm_manifest\.json says"):
+        check_model_folder(str(model))
+    write_manifest(model, {"kind": "exact difference", "files": {}, "tensors": {}})
+    with pytest.raises(ValueError, match="not a model but the exact difference of two"):
+        load_for_generation(str(model))
 
 
 def test_a_truncated_shard_is_named(model):

@@ -36,7 +36,7 @@ def main(settings: FullSettings) -> None:
     if settings.deepspeed:
         require_file(settings.deepspeed)
     data = load_data(settings)
-    if settings.dry_run:
+    if settings.dry_run or data.is_over:
         return
     start_processes_on_cpu(bool(settings.deepspeed))
 

@@ -43,7 +43,7 @@ def main(settings: LoraSettings) -> None:
         raise ValueError(f"--lora_dropout {settings.lora_dropout}: must be 0 or more and below 1")
     data = load_data(settings)
     targets = find_targets(settings)
-    if settings.dry_run:
+    if settings.dry_run or data.is_over:
         return
 
     import torch

@@ -16,6 +16,7 @@ from knowlm.extraction.locating import locate
 from knowlm.extraction.parsing import parse
 from knowlm.extraction.windows import LONGEST_WINDOW, Ask, Extraction, join, split
 from knowlm.generation import GenerationSettings, encode_prompts, generate
+from knowlm.prompts import encode_plain
 
 WINDOW, OVERLAP = 600, 150  # characters
 AT_ONCE = 1000  # prompts that the tokenizer takes in one call
@@ -102,7 +103,7 @@ def _grounded(model, tokenizer, settings: GenerationSettings) -> Answer:
 def check_lengths(tokenizer, prompts: list[str], max_new_tokens: int, longest: int | None) -> None:
     """ValueError if a prompt and its answer are more tokens than the model has positions."""
     some = (prompts[first : first + AT_ONCE] for first in range(0, len(prompts), AT_ONCE))  # the ids take much memory
-    length = max((len(ids) + 1 for part in some for ids in tokenizer(part).input_ids), default=0)
+    length = max((len(ids) + 1 for part in some for ids in encode_plain(tokenizer, part)["input_ids"]), default=0)
     if longest and length + max_new_tokens > longest:
         raise ValueError(
             f"a prompt of {length} tokens and max_new_tokens={max_new_tokens} exceed the model's {longest}; "

@@ -6,6 +6,7 @@ A case is what finetune/evaluate.py takes: ``{"id", "task", "language", "schema"
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from knowlm.extraction.forms import render, write_answer
 from knowlm.extraction.parsing import parse
@@ -178,29 +179,70 @@ def write_ccks(case: dict) -> dict:
     }
 
 
-def read_chat(record: dict, number: int) -> Iterator[dict]:
-    """Rows of a chat (``conversations`` of from and value, or ``messages`` of role and content): one for each question
-    and its answer; what came before it is in the input.
+class ChatForm(NamedTuple):
+    """The names that a form of chats has for things."""
+
+    turns: str  # the list of turns
+    speaker: str
+    text: str
+    user: str
+    model: str
+
+
+CHATS = {
+    "sharegpt": ChatForm("conversations", "from", "value", "human", "gpt"),
+    "messages": ChatForm("messages", "role", "content", "user", "assistant"),
+}
+
+
+def turns_of(record: dict) -> list[dict]:
+    """The turns of a chat in either form, spelled as messages: role, content, and what else a turn has. A "system"
+    beside a sharegpt chat's turns becomes the first of them.
     """
-    turns = record["conversations" if "conversations" in record else "messages"]
-    said = [(turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))) for turn in turns]
+    form = CHATS["sharegpt" if "conversations" in record else "messages"]
+    ours = CHATS["messages"]
+    roles = {CHATS["sharegpt"].user: ours.user, CHATS["sharegpt"].model: ours.model}
+    turns = []
+    if form is not ours and isinstance(record.get("system"), str) and record["system"]:
+        turns.append({ours.speaker: "system", ours.text: record["system"]})
+    for turn in record[form.turns]:
+        speaker, text = (turn.get(form.speaker, turn.get(ours.speaker)), turn.get(form.text, turn.get(ours.text)))
+        if not isinstance(text, str) or not isinstance(speaker, str):
+            raise ValueError("a turn has no text or no speaker")
+        rest = {name: value for name, value in turn.items() if name not in {*form, *ours}}
+        turns.append({ours.speaker: roles.get(speaker, speaker), ours.text: text} | rest)
+    return turns
+
+
+def convert_chat(record: dict, form: ChatForm) -> dict:
+    """A chat in another form: every turn of every speaker in its place, and what else the record holds."""
+    ours = CHATS["messages"]
+    roles = {ours.user: form.user, ours.model: form.model}
+    turns = []
+    for turn in turns_of(record):
+        speaker, text, *_ = turn.pop(ours.speaker), turn.pop(ours.text)
+        turns.append({form.speaker: roles.get(speaker, speaker), form.text: text} | turn)
+    known = {known.turns for known in CHATS.values()} | ({"system"} if "conversations" in record else set())
+    return {name: value for name, value in record.items() if name not in known} | {form.turns: turns}
+
+
+def read_chat(record: dict, number: int) -> Iterator[dict]:
+    """Rows of a chat in either form: one for each question and its answer; what came before it is in the input."""
     before: list[str] = []
     question = ""
-    for who, text in said:
-        if not isinstance(text, str):
-            raise ValueError("a turn has no text")
-        if who in ("gpt", "assistant"):
-            yield {"instruction": question, "input": "\n".join(before[:-1]), "output": text}
+    for turn in turns_of(record):
+        if turn["role"] == "assistant":
+            yield {"instruction": question, "input": "\n".join(before[:-1]), "output": turn["content"]}
         else:
-            question = text
-        before.append(text)
+            question = turn["content"]
+        before.append(turn["content"])
 
 
-def write_chat(row: dict, names: tuple[str, str, str, str, str]) -> dict:
-    """names: of the list, of speaker and text in it, of the two speakers."""
-    turns, who, what, user, model = names
+def write_chat(row: dict, form: ChatForm) -> dict:
+    """The chat of one question and its answer."""
     question = row["instruction"] + (f"\n{row['input']}" if row.get("input") else "")
-    return {turns: [{who: user, what: question}, {who: model, what: row["output"]}]}
+    turns = ((form.user, question), (form.model, row["output"]))
+    return {form.turns: [{form.speaker: speaker, form.text: text} for speaker, text in turns]}
 
 
 READERS: dict[str, Callable[[dict, int], Iterator[dict]]] = {
