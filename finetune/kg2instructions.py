@@ -41,7 +41,7 @@ from knowlm.files import (
 )
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
-from knowlm.supervision.documents import Document, read_documents
+from knowlm.supervision.documents import Unread, unread_documents
 from knowlm.supervision.graph import KnowledgeGraph, telling_of_disk
 from knowlm.supervision.graph_builder import build_database, schema_for_graph
 from knowlm.supervision.graph_readers import graph_inputs, reader_of
@@ -181,10 +181,10 @@ def text_sources(args) -> list[tuple[Path, str]]:
     return sources
 
 
-def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Document]:
+def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Unread]:
     fields = [name for name in args.text_fields.split(",") if name]
     for path, language in sources:
-        read = read_documents(path, language, fields, args.whole_files)
+        read = unread_documents(path, language, fields, args.whole_files)
         yield from tqdm(read, desc=path.name, unit=" documents", disable=None)
 
 

@@ -12,7 +12,8 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from knowlm.cli import end_with_parent
-from knowlm.supervision.documents import Document
+from knowlm.supervision.case_store import CaseRow, case_row
+from knowlm.supervision.documents import Unread
 from knowlm.supervision.gold import add_predictions, case_of
 from knowlm.supervision.graph import KnowledgeGraph
 from knowlm.supervision.graph_schema import Schema
@@ -29,7 +30,7 @@ class Found:
 
     id: str
     document: str
-    cases: list[dict]
+    cases: list[CaseRow]
     evidence: dict | None
     topic: str
     mentions: int
@@ -59,17 +60,18 @@ class Supervisor:
         self.graph = self.graph or KnowledgeGraph(self.database, self.schema)
         return self.graph
 
-    def find(self, documents: Sequence[Document]) -> list[Found]:
+    def find(self, documents: Sequence[Unread]) -> list[Found]:
         graph = self.open()
         return [
             self.keep(piece, graph)
-            for document in documents
+            for document in (unread.read() for unread in documents)
             for piece in find_pieces(document, graph, self.finders[document.language], self.length, self.min_margin)
         ]
 
     def keep(self, piece: Piece, graph: KnowledgeGraph) -> Found:
         predicted = add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema)
         rows = [match.as_row(piece.text) for match in piece.triples]
+        cases = [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks]
         evidence = {
             "piece": piece.id,
             "article": piece.document,
@@ -81,7 +83,7 @@ class Supervisor:
         return Found(
             piece.id,
             piece.document,
-            [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks],
+            [case_row(case, self.seed) for case in cases if case["gold"] or case["schema"]],  # else it asks nothing
             evidence if rows else None,
             piece.topic.id if piece.topic else "none",
             len(piece.entities),
@@ -96,11 +98,11 @@ class Supervisor:
 supervisor: Supervisor  # of this process; a forked one has its parent's, whose automata it shares
 
 
-def find_in(documents: Sequence[Document]) -> list[Found]:
+def find_in(documents: Sequence[Unread]) -> list[Found]:
     return supervisor.find(documents)
 
 
-def find_all(documents: Iterable[Document], with_supervisor: Supervisor, num_workers: int) -> Iterator[list[Found]]:
+def find_all(documents: Iterable[Unread], with_supervisor: Supervisor, num_workers: int) -> Iterator[list[Found]]:
     """What is found in batches of documents, in their order; few are in memory at a time.
 
     Raises OSError if a process dies.
@@ -122,7 +124,7 @@ def find_all(documents: Iterable[Document], with_supervisor: Supervisor, num_wor
             pool.shutdown(cancel_futures=True)
 
 
-def in_order(submit: Callable, batches: Iterable[list[Document]], ahead: int) -> Generator[list[Found], None, None]:
+def in_order(submit: Callable, batches: Iterable[list[Unread]], ahead: int) -> Generator[list[Found], None, None]:
     """Results in order, with at most ``ahead`` batches waiting."""
     waiting: deque = deque()
     for batch in batches:
@@ -133,12 +135,12 @@ def in_order(submit: Callable, batches: Iterable[list[Document]], ahead: int) ->
         yield waiting.popleft().result()
 
 
-def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
+def in_batches(documents: Iterable[Unread]) -> Iterator[list[Unread]]:
+    batch: list[Unread] = []
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text) + 100
+        size += len(document.content) + 100
         if size > BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
