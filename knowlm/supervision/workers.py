@@ -14,6 +14,7 @@ from pathlib import Path
 from knowlm.cli import end_with_parent
 from knowlm.supervision.case_store import CaseRow, case_row
 from knowlm.supervision.documents import Unread
+from knowlm.supervision.entailment import EntailmentFilter
 from knowlm.supervision.gold import add_predictions, case_of
 from knowlm.supervision.graph import KnowledgeGraph
 from knowlm.supervision.graph_schema import Schema
@@ -39,6 +40,7 @@ class Found:
     predicted: int
     matched: dict[str, int]
     by_chance: dict[str, float]
+    not_entailed: dict[str, int]
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Supervisor:
     seed: int
     min_margin: int = 0
     predictions: dict[str, list[str]] = field(default_factory=dict)
+    entailment: EntailmentFilter | None = None
     graph: KnowledgeGraph | None = None
 
     def open(self) -> KnowledgeGraph:
@@ -62,14 +65,16 @@ class Supervisor:
 
     def find(self, documents: Sequence[Unread]) -> list[Found]:
         graph = self.open()
-        return [
-            self.keep(piece, graph)
+        pieces = [
+            piece
             for document in (unread.read() for unread in documents)
             for piece in find_pieces(document, graph, self.finders[document.language], self.length, self.min_margin)
         ]
+        predicted = [add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema) for piece in pieces]
+        dropped = self.entailment.drop(pieces, graph.schema) if self.entailment else [{}] * len(pieces)
+        return [self.keep(graph, *row) for row in zip(pieces, predicted, dropped, strict=True)]
 
-    def keep(self, piece: Piece, graph: KnowledgeGraph) -> Found:
-        predicted = add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema)
+    def keep(self, graph: KnowledgeGraph, piece: Piece, predicted: int, not_entailed: dict[str, int]) -> Found:
         rows = [match.as_row(piece.text) for match in piece.triples]
         cases = [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks]
         evidence = {
@@ -92,6 +97,7 @@ class Supervisor:
             predicted,
             dict(piece.matched),
             piece.by_chance,
+            dict(not_entailed),
         )
 
 
