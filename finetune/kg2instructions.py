@@ -148,7 +148,7 @@ def parse_args():
     parser.add_argument("--add_predictions", help='answers of a tuned model, {"id", "output"}: their triples are added')
     parser.add_argument(
         "--entailment_model",
-        help='folder of a sequence classification model with a label "entailment": only facts that it finds stated stay',
+        help='folder of a classification model with a label "entailment": only facts that it finds stated stay',
     )
     parser.add_argument(
         "--min_entailment", type=float, default=0.5, help="least probability of a fact that stays (default: 0.5)"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from knowlm.files import read_json, require_file
+from knowlm.models import check_model_folder
 from knowlm.supervision.documents import sentences
 from knowlm.supervision.graph_schema import Schema
 from knowlm.supervision.pieces import Match, Piece
@@ -24,6 +25,7 @@ def entailment_label(folder: str | Path) -> int:
 
     Raises ValueError if ``folder`` holds no sequence classification model with such a label.
     """
+    check_model_folder(str(require_file(Path(folder) / "config.json").parent))
     config = read_json(Path(folder) / "config.json")
     require_file(Path(folder) / "tokenizer_config.json")
     names = {int(number): str(name).lower() for number, name in (config.get("id2label") or {}).items()}

@@ -1,7 +1,7 @@
 """Find facts in many documents with several processes: the same results in the same order for any number of them."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -71,10 +71,10 @@ class Supervisor:
             for piece in find_pieces(document, graph, self.finders[document.language], self.length, self.min_margin)
         ]
         predicted = [add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema) for piece in pieces]
-        dropped = self.entailment.drop(pieces, graph.schema) if self.entailment else [{}] * len(pieces)
+        dropped = self.entailment.drop(pieces, graph.schema) if self.entailment else [Counter[str]()] * len(pieces)
         return [self.keep(graph, *row) for row in zip(pieces, predicted, dropped, strict=True)]
 
-    def keep(self, graph: KnowledgeGraph, piece: Piece, predicted: int, not_entailed: dict[str, int]) -> Found:
+    def keep(self, graph: KnowledgeGraph, piece: Piece, predicted: int, not_entailed: Counter[str]) -> Found:
         rows = [match.as_row(piece.text) for match in piece.triples]
         cases = [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks]
         evidence = {
