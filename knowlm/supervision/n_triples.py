@@ -4,7 +4,7 @@ import re
 import sys
 from typing import NamedTuple
 
-from knowlm.supervision.values import Value, read_value, write_date
+from knowlm.supervision.values import GRAPH_NUMBER, Value, read_value, write_date
 
 # Wider than the grammar in what an IRI may hold: files of that size have some that aren't quite legal.
 LINE = re.compile(
@@ -31,6 +31,7 @@ BOOKKEEPING = (
     "http://www.wikidata.org/prop/",  # statements with ranks; the direct ones are told apart before
     "https://www.wikidata.org/prop/",
 )
+FRACTIONS = ("#decimal", "#double", "#float")
 
 
 class Statement(NamedTuple):
@@ -105,7 +106,10 @@ def literal_value(statement: Statement) -> Value | None:
     """
     if not statement.datatype or statement.datatype.endswith("#string"):
         return None
-    value = read_value(statement.literal.strip())
+    text = statement.literal.strip()
+    if statement.datatype.endswith(FRACTIONS):  # "+330" is no year; an integer may be one
+        return float(text) if GRAPH_NUMBER.fullmatch(text) and "," not in text else None
+    value = read_value(text)
     if isinstance(value, str) and WIKIDATA.fullmatch(statement.relation):
         year, *rest = value.removeprefix("-").split("-")
         if value.startswith("-") or int(year) == 0:
