@@ -191,8 +191,8 @@ def n_triples_line(draw):
     def character(letter):
         code = ord(letter)
         short = {"\t": "\\t", "\b": "\\b", "\n": "\\n", "\r": "\\r", "\f": "\\f", '"': '\\"', "\\": "\\\\", "'": "\\'"}
-        ways = [f"\\U{code:08X}"] + [f"\\u{code:04x}"] * (code < 0x10000) + [short[letter]] * (letter in short)
-        return draw(st.sampled_from(ways + [letter] * (letter not in '"\\\n\r')))
+        ways = [f"\\U{code:08X}"] + [f"\\u{code:04x}"] * (code < 0x10000) + [letter] * (letter not in '"\\\n\r')
+        return draw(st.sampled_from(ways + [way for plain, way in short.items() if plain == letter]))
 
     def term(value):
         written = "".join(map(character, value)) if draw(st.booleans()) and value.isalpha() else value
