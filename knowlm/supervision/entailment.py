@@ -104,7 +104,7 @@ class EntailmentFilter:
 
         if self.model is None:
             self.load()
-        settings = {"padding": True, "truncation": "only_first", "max_length": self.length(), "return_tensors": "pt"}
+        settings = {"padding": True, "truncation": True, "max_length": self.length(), "return_tensors": "pt"}
         batch = self.tokenizer(*map(list, zip(*pairs, strict=True)), **settings).to(self.model.device)
         with torch.inference_mode():
             logits_BL = self.model(**batch).logits.float()
