@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -131,9 +132,28 @@ def match(folder: Path, num_workers: int) -> str:
     command = [sys.executable, SCRIPT, "--texts", folder / "texts.txt", "--knowledge", folder / "graph.tsv"]
     command += ["--database", folder / "graph.db", "--output_dir", output, "--tasks", "RE"]
     command += ["--piece_length", "60", "--num_workers", str(num_workers)]
-    subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first, memory = watched(list(map(str, command)))
     report = read_json(output / "report.json")
-    return f"{report['pieces']} pieces, {report['matched']} different triples, {report['noise']:.1%} by chance"
+    return (
+        f"{report['pieces']} pieces, {report['matched']} different triples, {report['noise']:.1%} by chance; "
+        f"{first:.1f} CPU s of them in the first process, at most {memory / 1e6:.0f} MB in all processes together"
+    )
+
+
+def watched(command: list[str]) -> tuple[float, int]:
+    """(CPU seconds of a command's first process alone, bytes of memory of all its processes, shared pages once)."""
+    import psutil
+
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first, seconds, memory = psutil.Process(process.pid), 0.0, 0
+    while process.poll() is None:
+        with suppress(psutil.Error):  # some may end meanwhile
+            memory = max(memory, sum(p.memory_full_info().pss for p in [first, *first.children(recursive=True)]))
+            seconds = sum(first.cpu_times()[:2])
+        time.sleep(0.2)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return seconds, memory
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ found); report.json and report.md. The same input gives the same bytes, with any
 
 import hashlib
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -41,7 +42,8 @@ from knowlm.files import (
 )
 from knowlm.sources import find_sources
 from knowlm.supervision.case_store import CaseStore
-from knowlm.supervision.documents import Document, read_documents
+from knowlm.supervision.documents import Unread, unread_documents
+from knowlm.supervision.entailment import EntailmentFilter
 from knowlm.supervision.graph import KnowledgeGraph, telling_of_disk
 from knowlm.supervision.graph_builder import build_database, schema_for_graph
 from knowlm.supervision.graph_readers import graph_inputs, reader_of
@@ -59,6 +61,7 @@ def main() -> None:
         reader_of(path)
         graph_inputs(path)
     predictions = read_predictions(args.add_predictions) if args.add_predictions else {}
+    entailment = EntailmentFilter(args.entailment_model, args.min_entailment) if args.entailment_model else None
     database = Path(args.database or f"{args.output_dir.rstrip('/')}.db")
     build_database(knowledge, args.schema, database)
     schema = schema_for_graph(knowledge, args.schema)
@@ -69,12 +72,13 @@ def main() -> None:
     figures = Figures(graph, finders)
     graph.connection.close()
     supervisor = Supervisor(
-        database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions
+        database, schema, finders, args.tasks, args.piece_length, args.seed, args.min_margin, predictions, entailment
     )
     with locked(args.output_dir), telling_of_disk(args.output_dir), new_folder(args.output_dir) as folder:
         store = CaseStore(folder / "cases.db", args.seed)
         found = find_all(documents(args, sources), supervisor, args.num_workers)
-        write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, args))
+        not_entailed: Counter[str] = Counter()
+        write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, not_entailed, args))
         for side, most in (("train", args.max_train), ("heldout", args.max_heldout)):
             figures.rows[side] = store.choose(side, args.empty_share, most)
         if not all(figures.rows[side] for side in ("train", "heldout")):
@@ -88,6 +92,11 @@ def main() -> None:
             cases = store.chosen(side)
             write_records(folder / rows, (row_of(case, args.form, args.wordings, args.seed) for case in cases))
         report = figures.report(store.num_facts(), list(islice(store.chosen("heldout"), 8)))
+        if entailment:
+            report |= {
+                "not_entailed": not_entailed.total(),
+                "not_entailed_by_relation": dict(not_entailed.most_common()),
+            }
         store.close()
         (folder / "cases.db").unlink()
         write_json(folder / "report.json", report)
@@ -137,6 +146,13 @@ def parse_args():
         help="leave out ambiguous names decided by less; 1: only those that nothing decided (default: 0)",
     )
     parser.add_argument("--add_predictions", help='answers of a tuned model, {"id", "output"}: their triples are added')
+    parser.add_argument(
+        "--entailment_model",
+        help='folder of a classification model with a label "entailment": only facts that it finds stated stay',
+    )
+    parser.add_argument(
+        "--min_entailment", type=float, default=0.5, help="least probability of a fact that stays (default: 0.5)"
+    )
     parser.add_argument("--heldout", type=float, default=0.15, help="share of documents held out (default: 0.15)")
     parser.add_argument(
         "--empty_share",
@@ -164,6 +180,8 @@ def parse_args():
         refuse(f"--database {args.database}: lies in --output_dir, which is made new; name another place")
     if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
         refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
+    if not 0 <= args.min_entailment <= 1:
+        refuse("--min_entailment must lie between 0 and 1")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):
         refuse("--empty_share must be 0 or more, --max_train and --max_heldout 1 or more")
     most = min(len(wordings) for (task, _), wordings in INSTRUCTIONS.items() if task in args.tasks)
@@ -181,10 +199,10 @@ def text_sources(args) -> list[tuple[Path, str]]:
     return sources
 
 
-def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Document]:
+def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Unread]:
     fields = [name for name in args.text_fields.split(",") if name]
     for path, language in sources:
-        read = read_documents(path, language, fields, args.whole_files)
+        read = unread_documents(path, language, fields, args.whole_files)
         yield from tqdm(read, desc=path.name, unit=" documents", disable=None)
 
 
@@ -202,7 +220,7 @@ def read_predictions(path: str) -> dict[str, list[str]]:
     return answers
 
 
-def collect(found: Iterator, store: CaseStore, figures: Figures, args) -> Iterator[dict]:
+def collect(found: Iterator, store: CaseStore, figures: Figures, not_entailed: Counter, args) -> Iterator[dict]:
     """Store the cases of all pieces, count, and give back the evidence; a text that came before is left out."""
     for batch in found:
         for piece in batch:
@@ -211,6 +229,7 @@ def collect(found: Iterator, store: CaseStore, figures: Figures, args) -> Iterat
                 for case in piece.cases:
                     store.add_case(side, case)
                 figures.add(piece)
+                not_entailed.update(piece.not_entailed)
                 if piece.evidence:
                     for triple in piece.evidence["triples"]:
                         if triple.get("from") != "prediction":  # a model's triples are none of the graph's

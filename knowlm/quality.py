@@ -194,20 +194,17 @@ class HarmfulWords:
 
     @cached_property
     def automaton(self):
-        import ahocorasick
+        from ahocorasick_rs import AhoCorasick
 
-        automaton = ahocorasick.Automaton()
-        for entry in self.entries:
-            automaton.add_word(entry, entry)
-        automaton.make_automaton()
-        return automaton
+        return AhoCorasick(self.entries)
 
     def find(self, text: str) -> tuple[set[str], int]:
         """(entries in the text, characters that they cover)."""
         text = text.lower()
         found, covered, end = set(), 0, 0
-        for last, entry in self.automaton.iter(text):
-            start, stop = last + 1 - len(entry), last + 1
+        matches = self.automaton.find_matches_as_indexes(text, overlapping=True)
+        for number, start, stop in sorted(matches, key=lambda match: (match[2], match[1])):
+            entry = self.entries[number]
             if re.search(rf"[{HAN}]", entry) or not (in_word(text, start) or in_word(text, stop)):
                 found.add(entry)
                 covered += stop - max(start, min(end, stop))

@@ -1,13 +1,14 @@
 """Events of trigger words and facts: which words, which facts, which roles, and the tables that say so."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from knowlm.extraction.cases import check_case, row_of
 from knowlm.extraction.forms import forms_of
 from knowlm.extraction.parsing import parse
-from knowlm.supervision.documents import document_of
+from knowlm.supervision.documents import Unread, document_of
 from knowlm.supervision.events import add_events, find_triggers
 from knowlm.supervision.gold import case_of, gold_events
 from knowlm.supervision.graph import KnowledgeGraph
@@ -226,7 +227,7 @@ def test_evidence_and_report_tell_where_an_event_stands(folder, graph):
     text = "Einstein was born in Ulm in 1879. Others died."
     finders = {"english": NameFinder(graph.connection, "english")}
     supervisor = Supervisor(folder.with_name("graph.db"), graph.schema, finders, ["EE"], 100, 0)
-    [found] = supervisor.find([document_of(text, "english")])
+    [found] = supervisor.find([Unread(text, Path("texts.txt"), 1, False, "english", ())])
     [event] = found.evidence["events"]
     assert text[slice(*event["trigger_span"])] == event["trigger"] == "born"
     assert all(text[slice(*named["span"])] == named["text"] for named in event["arguments"])

@@ -8,7 +8,7 @@ import sqlite3
 
 import pytest
 
-from knowlm.supervision.documents import document_of, read_documents
+from knowlm.supervision.documents import document_of, unread_documents
 from knowlm.supervision.graph import KnowledgeGraph
 from knowlm.supervision.graph_builder import build_database, schema_for_graph
 from knowlm.supervision.names import NameFinder
@@ -72,6 +72,10 @@ WIKIDATA = [
     ),
     wikidata_entity("Q150", {"en": "French"}, [("P31", "wikibase-entityid", item("Q34770"), "normal")]),
 ]
+
+
+def read_documents(*args, **settings):
+    return (unread.read() for unread in unread_documents(*args, **settings))
 
 
 def graph_of(path):

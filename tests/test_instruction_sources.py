@@ -10,7 +10,7 @@ import pytest
 from knowlm.extraction.cases import row_of
 from knowlm.extraction.parsing import parse
 from knowlm.files import locked
-from knowlm.supervision.case_store import CaseStore
+from knowlm.supervision.case_store import CaseStore, case_row
 from knowlm.supervision.gold import case_of
 from knowlm.supervision.graph_schema import EVENT, default_schema
 
@@ -181,7 +181,7 @@ def test_empty_cases_stay_few_and_no_case_is_on_both_sides(tmp_path):
         assert store.is_new(f"p{number}")
         gold = [{"text": "x", "type": "y"}] if number % 2 else []
         case = {"id": f"NER-p{number}", "task": "NER", "language": "english", "schema": ["y"], "gold": gold}
-        store.add_case("heldout" if number < 10 else "train", case)
+        store.add_case("heldout" if number < 10 else "train", case_row(case, 0))
     assert not store.is_new("p3")
     assert store.choose("train", 0.2, None) == {("NER", "english"): 15 + 3}
     assert store.choose("heldout", 2, 4) == {("NER", "english"): 4}

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 import os
 import shutil
@@ -7,7 +6,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,17 +262,6 @@ def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_ll
     assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
 
 
-def test_where_no_checkpoint_was_the_best_the_last_is_told():
-    from transformers import TrainerState
-
-    from knowlm.tuning import TuningSettings, ending
-
-    settings = TuningSettings(base_model="m", data_path="d", best_by="loss")
-    for best in (None, float("inf")):
-        state = TrainerState(global_step=3, best_metric=best, log_history=[{"loss": 2.0, "step": 1}])
-        assert ending(SimpleNamespace(state=state), settings) == "after 3 steps, training loss 2.000 → 2.000"
-
-
 def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):
     from knowlm.extraction.forms import render
 
@@ -341,37 +328,6 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(tune, tmp_path
     assert result.returncode == (2 if "unrecognized" in message else 1)
     assert message in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
     assert not (tmp_path / "lora").exists()
-
-
-def test_where_several_gpus_are_seen_one_process_takes_one_and_says_how_to_use_all(monkeypatch, capsys):
-    from knowlm.training import use_one_gpu_per_process
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,4,5")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    use_one_gpu_per_process()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3,4,5"
-    monkeypatch.delenv("WORLD_SIZE")
-    use_one_gpu_per_process()
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2"
-    assert "torchrun --nproc_per_node 4" in capsys.readouterr().err
-
-
-def test_every_published_flag_has_its_published_default():
-    spec = importlib.util.spec_from_file_location("lora_finetune", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    settings = module.LoraSettings(base_model="m", data_path="d")
-    published = {"output_dir": "./checkpoint", "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3,
-                 "learning_rate": 3e-4, "cutoff_len": 512, "val_set_size": 2000, "lora_r": 16, "lora_alpha": 32,
-                 "lora_dropout": 0.05, "train_on_inputs": False, "group_by_length": False, "wandb_project": "",
-                 "wandb_run_name": "", "wandb_watch": "", "wandb_log_model": "", "resume_from_checkpoint": None,
-                 "prompt_template_name": "alpaca", "warmup_steps": 10, "logging_steps": 1, "save_steps": 10,
-                 "save_total_limit": 5, "eval_steps": 10}  # fmt: skip
-    assert {name: getattr(settings, name) for name in published} == published
-    names = settings.lora_target_modules.strip("[]").replace("_proj", "")
-    assert names.split(",") == ["q", "k", "v", "o", "gate", "down", "up"]
 
 
 VLLM = """

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-import ahocorasick
+from ahocorasick_rs import AhoCorasick
 
 # A run this long is hardly chance: 13 words is GPT-3's measure (arXiv 2005.14165, appendix C)
 LONGEST_CHANCE = {"english": 13, "chinese": 20}
@@ -47,12 +47,12 @@ def shared_text(
         language = case["language"]
         for run in _runs(compared(case["input"], language), language, limits[language]):
             runs[language].setdefault(run, []).append(case["id"])
-    automata = {language: _automaton(by_run) for language, by_run in runs.items() if by_run}
+    automata = {language: AhoCorasick(list(by_run)) for language, by_run in runs.items() if by_run}
     for number, row in enumerate(rows, 1):
         found = set()
         for text in strings_in(row):
             for language, automaton in automata.items():
-                for _, run in automaton.iter(compared(text, language)):
+                for run in automaton.find_matches_as_strings(compared(text, language), overlapping=True):
                     for case_id in runs[language][run]:
                         if case_id not in found:
                             found.add(case_id)
@@ -86,11 +86,3 @@ def _runs(text: str, language: str, length: int) -> Iterator[str]:
     for start in range(max(len(units) - length, 0) + 1 if units else 0):
         part = units[start : start + length]
         yield f" {' '.join(part)} " if language == "english" else str(part)
-
-
-def _automaton(runs: Iterable[str]) -> ahocorasick.Automaton:
-    automaton = ahocorasick.Automaton()
-    for run in runs:
-        automaton.add_word(run, run)
-    automaton.make_automaton()
-    return automaton

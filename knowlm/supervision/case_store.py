@@ -7,6 +7,18 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 
+CaseRow = tuple[str, str, str, bytes, bool, str]  # id, task, language, place in a random order, is empty, JSON
+
+
+def case_row(case: dict, seed: int) -> CaseRow:
+    """What a store keeps of a case: made by the worker that found it."""
+    place = hash_of(case["id"], seed)
+    return case["id"], case["task"], case["language"], place, not case["gold"], json.dumps(case, ensure_ascii=False)
+
+
+def hash_of(text: str, seed: int) -> bytes:
+    return blake2b(f"{seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+
 
 class CaseStore:
     """A scratch database of cases on two sides: ``train`` and ``heldout``.
@@ -19,7 +31,7 @@ class CaseStore:
         self.connection = sqlite3.connect(path, isolation_level=None)
         self.connection.executescript("""
             PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA cache_size=-16384;
-            CREATE TABLE cases(id TEXT PRIMARY KEY, side TEXT, task TEXT, language TEXT, place BLOB, is_empty INTEGER,
+            CREATE TABLE cases(side TEXT, id TEXT PRIMARY KEY, task TEXT, language TEXT, place BLOB, is_empty INTEGER,
                 content TEXT) WITHOUT ROWID;
             CREATE TABLE facts(hash BLOB PRIMARY KEY) WITHOUT ROWID;
             CREATE TABLE pieces(id TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -30,16 +42,11 @@ class CaseStore:
         """Whether this piece comes for the first time."""
         return self.connection.execute("INSERT OR IGNORE INTO pieces VALUES (?)", (piece,)).rowcount == 1
 
-    def add_case(self, side: str, case: dict) -> None:
-        """Keep a case; one with an empty schema asks nothing and is left out."""
-        if case["gold"] or case["schema"]:
-            row = (case["id"], side, case["task"], case["language"], self._hash(case["id"]), not case["gold"])
-            self.connection.execute(
-                "INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, json.dumps(case, ensure_ascii=False))
-            )
+    def add_case(self, side: str, case: CaseRow) -> None:
+        self.connection.execute("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?, ?)", (side, *case))
 
     def add_fact(self, *fact: str) -> None:
-        self.connection.execute("INSERT OR IGNORE INTO facts VALUES (?)", (self._hash("\t".join(fact)),))
+        self.connection.execute("INSERT OR IGNORE INTO facts VALUES (?)", (hash_of("\t".join(fact), self.seed),))
 
     def num_facts(self) -> int:
         """Different facts seen."""
@@ -76,6 +83,3 @@ class CaseStore:
 
     def close(self) -> None:
         self.connection.close()
-
-    def _hash(self, text: str) -> bytes:
-        return blake2b(f"{self.seed} {text}".encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
@@ -37,16 +38,32 @@ class Document:
     links: list[Link] = field(default_factory=list)
 
 
-def read_documents(
+class Unread(NamedTuple):
+    """A document as its file has it; ``read`` does the work, in the process that needs it."""
+
+    content: str
+    path: Path
+    line: int
+    is_json: bool
+    language: str
+    fields: Sequence[str]
+
+    def read(self) -> Document:
+        if self.is_json:
+            return json_document(self.content, self.language, self.fields, f"{self.path}, line {self.line}")
+        return document_of(self.content, self.language)
+
+
+def unread_documents(
     path: str | Path, language: str = "auto", fields: Sequence[str] = (), whole_files: bool = False
-) -> Iterator[Document]:
+) -> Iterator[Unread]:
     """Documents of a file of any size, one in memory at a time.
 
     JSON lines: the fields named, joined by line breaks, else ``text`` (or another of the published sources' fields)
     without its title; ``title`` names what the text is about; ``links`` ``[{"start", "end", "target"}]`` are mentions
     that the source knows. Else a document is a line, or the file.
 
-    Raises ValueError naming the line that can't be read.
+    Raises ValueError naming the line that can't be read, some of it not before ``read``.
     """
     path = require_file(path)
     if whole_files:
@@ -54,13 +71,11 @@ def read_documents(
             text = path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}: not UTF-8 ({error.reason}); convert the file") from None
-        yield document_of(text, language)
+        yield Unread(text, path, 1, False, language, fields)
         return
     is_json = looks_like_json(path)
     for number, line in lines_of(path):
-        yield (
-            json_document(line, language, fields, f"{path}, line {number}") if is_json else document_of(line, language)
-        )
+        yield Unread(line, path, number, is_json, language, fields)
 
 
 def document_of(text: str, language: str, title: str = "", links: Sequence[Link] = ()) -> Document:

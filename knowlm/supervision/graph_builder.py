@@ -35,7 +35,7 @@ from knowlm.supervision.graph_schema import VALUE_TYPES, Relation, Schema, Type,
 from knowlm.supervision.names import fold, is_name
 from knowlm.supervision.values import kind_of
 
-VERSION = 3  # of the file's form; another one is built anew
+VERSION = 4  # of the file's form; another one is built anew
 BATCH = 20_000  # rows inserted at once
 DEEPEST = 14  # classes climbed
 STAGING = """

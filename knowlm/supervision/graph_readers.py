@@ -20,6 +20,7 @@ import orjson
 
 from knowlm.files import require_file
 from knowlm.sources import open_text
+from knowlm.supervision.n_triples import BOOKKEEPING, literal_value, read_statement, short
 from knowlm.supervision.values import Value, read_value, write_date
 
 FALLBACK = 9
@@ -33,11 +34,6 @@ ALIASES = (
     "http://xmlns.com/foaf/0.1/name",
     "http://schema.org/name",
 )
-N_TRIPLE = re.compile(
-    r'\s*(<[^>]*>|_:\S+)\s+<([^>]*)>\s+(?:(<[^>]*>|_:\S+)|"((?:[^"\\]|\\.)*)"(?:@([\w-]+)|\^\^<([^>]*)>)?)\s*\.\s*(?:#.*)?'
-)
-ESCAPE = re.compile(r'\\(?:u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8})|([tbnrf"\'\\]))')
-ESCAPED = {"t": "\t", "b": "\b", "n": "\n", "r": "\r", "f": "\f"}
 CHINESE_CODES = ("zh", "zh-hans", "zh-cn", "zh-hant", "zh-tw", "zh-hk", "zh-sg", "zh-mo")
 PRECISION = {9: 1, 10: 2, 11: 3}  # Wikidata's of a time: parts of the date that are known
 
@@ -136,16 +132,35 @@ def triple_of(cells: Sequence[str], line: int, is_year: bool = False) -> Triple:
 
 
 def read_tsv(path: Path) -> Iterator[Fact]:
-    """``head<TAB>relation<TAB>tail`` with names; a header is not needed."""
+    """``head<TAB>relation<TAB>tail`` with names; a header is not needed. A line with # and no tab is a comment."""
+    is_first = True
     for number, line in lines_of(path):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) != 3 or not all(cells):
-            raise ValueError(f"{path}, line {number}: head, relation and tail are needed, separated by tabs")
-        if number == 1 and cells == ["head", "relation", "tail"]:
+        if line.startswith("#") and "\t" not in line:
             continue
+        cells = [unquoted(cell.strip()) for cell in line.split("\t")]
+        if len(cells) != 3 or not all(cells):
+            raise ValueError(
+                f"{path}, line {number}: head, relation and tail are needed, separated by tabs; found "
+                + ("an empty one" if len(cells) == 3 else f"{len(cells)} columns")
+            )
+        if is_first and cells == ["head", "relation", "tail"]:
+            continue
+        is_first = False
         triple = triple_of(cells, number)
         yield triple
         yield from plain_names(triple)
+
+
+def unquoted(cell: str) -> str:
+    """What a spreadsheet wrote in quotes because of the quotes in it; other quotes are part of a name.
+
+    >>> [unquoted(cell) for cell in ('"Dwayne ""The Rock"" Johnson"', '"Heroes"')]
+    ['Dwayne "The Rock" Johnson', '"Heroes"']
+    """
+    inner = cell[1:-1]
+    if cell[:1] == cell[-1:] == '"' and '""' in inner and '"' not in inner.replace('""', ""):
+        return inner.replace('""', '"')
+    return cell
 
 
 def plain_names(triple: Triple) -> Iterator[Fact]:
@@ -170,7 +185,7 @@ def read_json_lines(path: Path) -> Iterator[Fact]:
             raise ValueError(f"{path}, line {number}: not valid JSON ({error})") from None
         if isinstance(row, dict) and {"head", "relation", "tail"} <= row.keys():
             ends = [row[name] for name in ("head", "relation", "tail")]
-            if not all(isinstance(end, str | int | float) and str(end).strip() for end in ends):
+            if not all(type(end) in (str, int, float) and str(end).strip() for end in ends):
                 raise ValueError(f"{path}, line {number}: head, relation and tail must be texts, tail may be a number")
             triple = triple_of([str(end).strip() for end in ends], number)
             yield triple
@@ -207,48 +222,51 @@ def language_of(code: str) -> str | None:
 
 
 def read_n_triples(path: Path) -> Iterator[Fact]:
-    """RDF as N-Triples: names from labels, types from rdf:type, dates and numbers from literals."""
+    """RDF as N-Triples: names from labels, types from rdf:type, dates and numbers from literals.
+
+    Of Wikidata the "truthy" statements, by the ids that its JSON has. Blank nodes are entities of their file.
+    """
     last = ""
     for number, line in lines_of(path):
-        if line.lstrip().startswith("#"):
+        try:
+            statement = read_statement(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+        if not statement:
             continue
-        match = N_TRIPLE.fullmatch(line)
-        if not match:
-            raise ValueError(f"{path}, line {number}: not a line of N-Triples: {line[:80]}")
-        head, relation, tail, literal, code, datatype = match.groups()
-        head = head.strip("<>")
-        if head != last:
-            yield Entity(head, "")
-            yield Name(head, "", local_name(head), FALLBACK)
-            last = head
-        if tail is not None:
-            tail = tail.strip("<>")
+        relation = short(statement.relation)
+        if relation.startswith(BOOKKEEPING):
+            continue
+        head = entity_key(statement.head, path)
+        is_property = re.fullmatch(r"P\d+", head) is not None
+        if head != last and not is_property:
+            yield from rdf_entity(head)
+        last = head
+        if relation in LABELS + ALIASES:
+            language = language_of(statement.language)
+            if statement.tail is None and language is not None:
+                rank = 0 if relation in LABELS else 1
+                yield Name(RELATION + head if is_property else head, language, statement.literal, rank)
+        elif is_property:
+            continue
+        elif statement.tail is not None:
+            tail = entity_key(statement.tail, path)
             yield Triple(head, relation, tail, None, number)
             if relation not in INSTANCE_OF + SUBCLASS_OF:
-                yield Entity(tail, "")
-                yield Name(tail, "", local_name(tail), FALLBACK)
-            continue
-        text = unescaped(literal)
-        language = language_of(code or "")
-        if relation in LABELS + ALIASES:
-            if language is not None:
-                yield Name(head, language, text, 0 if relation in LABELS else 1)
-        elif datatype and (value := read_value(text)) is not None:
-            yield Triple(head, relation, text, value, number)
+                yield from rdf_entity(tail)
+        elif (value := literal_value(statement)) is not None:
+            yield Triple(head, relation, statement.literal, value, number)
 
 
-def unescaped(literal: str) -> str:
-    r"""What the escapes of a literal stand for; two halves of a character, as Java writes them, become one.
-
-    >>> unescaped(r"\u5DF4\u9ECE \uD83D\uDE00 \U0001F600"), unescaped(r"\uD83D")
-    ('巴黎 😀 😀', '�')
-    """
-    text = ESCAPE.sub(lambda m: ESCAPED.get(m[3], m[3]) if m[3] else character_of(m[1] or m[2]), literal)
-    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+def entity_key(term: str, path: Path) -> str:
+    return f"{term} of {path.name}" if term.startswith("_:") else short(term)
 
 
-def character_of(digits: str) -> str:
-    return chr(code) if (code := int(digits, 16)) <= sys.maxunicode else "\ufffd"
+def rdf_entity(key: str) -> Iterator[Fact]:
+    """An entity, called by the end of its IRI if that may be a name."""
+    yield Entity(key, "")
+    if "://" in key:
+        yield Name(key, "", local_name(key), FALLBACK)
 
 
 def local_name(iri: str) -> str:
@@ -264,20 +282,26 @@ def read_wikidata(path: Path) -> Iterator[Fact]:
     """Wikidata's JSON dump (https://doc.wikimedia.org/Wikibase/master/php/docs_topics_json.html), an entity a line.
 
     English and Chinese labels and aliases; of each property the preferred statements, else the normal ones; values
-    that are entities, times known at least to the year, or quantities.
+    that are entities, times known at least to the year, or quantities (whatever their unit). Redirects, lexemes and
+    media are passed over.
     """
+    is_open = False
     for number, line in lines_of(path):
         line = line.strip().rstrip(",")
         if line in ("[", "]"):
+            is_open = line == "["
             continue
         try:
             row = orjson.loads(line)
-            yield from wikidata_facts(row, number)
-        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError):
+            if "redirect" not in row and row["id"][0] in "QP":
+                yield from wikidata_facts(row, number)
+        except (orjson.JSONDecodeError, KeyError, IndexError, TypeError, AttributeError, ValueError):
             raise ValueError(
                 f"{path}, line {number}: not an entity of Wikidata's dump: {line[:60]}; "
                 'a .json graph has an object a line, with "id", "labels" and "claims"'
             ) from None
+    if is_open:
+        print(f"{path}: ends without the list's ]; if that is no excerpt, get the file again", file=sys.stderr)
 
 
 def wikidata_facts(row: dict, line: int) -> Iterator[Fact]:
@@ -285,11 +309,11 @@ def wikidata_facts(row: dict, line: int) -> Iterator[Fact]:
     if not is_property:
         yield Entity(key, "")
     for field, rank in (("labels", 0), ("aliases", 1)):
-        for code, listed in (row.get(field) or {}).items():
+        for code, listed in filled(row, field):
             language = language_of(code)
             for name in [] if language is None else listed if isinstance(listed, list) else [listed]:
                 yield Name(RELATION + key if is_property else key, language or "", name["value"], rank)
-    for name, statements in (row.get("claims") or {}).items() if not is_property else ():
+    for name, statements in filled(row, "claims") if not is_property else ():
         best = "preferred" if any(s.get("rank") == "preferred" for s in statements) else "normal"
         for statement in statements:
             snak = statement["mainsnak"]
@@ -297,10 +321,15 @@ def wikidata_facts(row: dict, line: int) -> Iterator[Fact]:
                 yield from wikidata_triple(key, name, snak["datavalue"], line)
 
 
+def filled(row: dict, field: str):
+    """The items of a map, which PHP writes as [] where it is empty."""
+    return (row.get(field) or {}).items()
+
+
 def wikidata_triple(head: str, name: str, data: dict, line: int) -> Iterator[Triple]:
     value = data["value"]
     if data["type"] == "wikibase-entityid":
-        tail = value.get("id") or f"Q{value['numeric-id']}"
+        tail = value.get("id") or f"{'P' if value['entity-type'] == 'property' else 'Q'}{value['numeric-id']}"
         yield Triple(head, name, tail, None, line)
     elif data["type"] == "time" and value["precision"] in PRECISION:
         sign, year, month, day = re.fullmatch(r"([+-])(\d+)-(\d\d)-(\d\d)T.*", value["time"]).groups()  # type: ignore[union-attr]

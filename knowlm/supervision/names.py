@@ -1,18 +1,20 @@
-"""Names of entities in text: one Aho–Corasick automaton for all of a language, the longest name wins."""
+"""Names of entities in text: Aho–Corasick automata hold all of a language, the longest name wins."""
 
 import heapq
 import sqlite3
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
-import ahocorasick
+from ahocorasick_rs import AhoCorasick, Implementation
 
 from knowlm.chinese import simplified
 from knowlm.sentences import CHINESE_LETTER
 from knowlm.supervision.values import find_values
 
 LONGEST = 100  # characters of a name
+SHARD = 1_000_000  # names of one automaton: building it takes three times the memory that it keeps
 # Names that nearly always are a word of the language instead; written in capitals (IT, US, WHO) they stay names.
 FUNCTION_WORDS = frozenset(
     """
@@ -25,7 +27,7 @@ FUNCTION_WORDS = frozenset(
     """.split()  # noqa: SIM905
 )
 INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
-KEPT = dict.fromkeys(map(ord, "\n"))  # control characters that stay
+del INVISIBLE[ord("\n")]
 
 
 class _Folded(dict):
@@ -57,7 +59,7 @@ def fold(text: str) -> str:
 
 def clean(text: str) -> str:
     """Control and invisible characters as spaces, so that spans hold; line breaks stay."""
-    return text.replace("\r\n", " \n").translate({code: mark for code, mark in INVISIBLE.items() if code not in KEPT})
+    return text.replace("\r\n", " \n").translate(INVISIBLE)
 
 
 def is_name(name: str) -> bool:
@@ -92,23 +94,30 @@ def _joined(text: str, place: int) -> bool:
 
 
 class NameFinder:
-    """Finds every name of a language's entities in a text."""
+    """Finds every name of a language's entities in a text.
+
+    Holds 100 to 200 bytes a name, outside of Python's objects, so that forked processes share them.
+    """
 
     def __init__(self, connection: sqlite3.Connection, language: str):
-        self._automaton = ahocorasick.Automaton(ahocorasick.STORE_INTS)
         rows = connection.execute("SELECT DISTINCT name FROM names WHERE language IN (?, '')", (language,))
-        for (name,) in rows:
-            self._automaton.add_word(name, len(name))
-        self._automaton.make_automaton()
+        self._names = 0
+        self._automata: list[AhoCorasick] = []
+        while shard := [name for (name,) in islice(rows, SHARD)]:
+            self._names += len(shard)
+            compact = AhoCorasick(shard, store_patterns=False, implementation=Implementation.ContiguousNFA)
+            self._automata.append(compact)
 
     def __len__(self) -> int:
-        return len(self._automaton)
+        return self._names
 
     def find(self, text: str, taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
         """Spans of a folded text in reading order, the longest first, none touching another or one that is taken."""
-        if not len(self._automaton):  # an empty one can't be searched
-            return []
-        found = [(end + 1 - length, end + 1) for end, length in self._automaton.iter(text)]
+        found = (
+            (start, stop)
+            for automaton in self._automata
+            for _, start, stop in automaton.find_matches_as_indexes(text, overlapping=True)
+        )
         return longest([span for span in found if is_whole(text, *span)], taken)
 
 

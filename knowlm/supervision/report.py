@@ -1,13 +1,14 @@
 """What a run of distant supervision found, how much of it chance alone would explain, and examples."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from knowlm.supervision.graph import KnowledgeGraph
 from knowlm.supervision.names import NameFinder
 from knowlm.supervision.workers import Found
 
 EXAMPLES = 3  # of each relation
+CONTEXT = 150  # characters of an example's text on both sides of what was found
 
 
 class Figures:
@@ -48,14 +49,15 @@ class Figures:
                 self.relations[triple["relation"]] += 1
                 kept = self.examples.setdefault(triple["relation"], [])
                 if len(kept) < EXAMPLES:
-                    kept.append({"text": piece.evidence["text"][:300], **triple})
+                    spans = triple["head_span"], triple["tail_span"]
+                    kept.append({"text": around(piece.evidence["text"], spans), **triple})
         for kind, count in piece.silent_triggers.items():
             self.events.setdefault(kind, Counter()).update(triggers_without_fact=count)
-        for event in piece.events:
+        for event in (piece.evidence or {}).get("events", ()):
             self.events.setdefault(event["type"], Counter()).update(events=1, arguments=len(event["arguments"]))
             kept = self.event_examples.setdefault(event["type"], [])
             if len(kept) < EXAMPLES:
-                kept.append({"text": piece.text[:300], **event})
+                kept.append({"text": around(piece.evidence["text"], [event["trigger_span"]]), **event})
 
     def report(self, matched: int, heldout: list[dict]) -> dict:
         """Everything as JSON; ``matched``: different triples found; heldout: cases to show."""
@@ -89,6 +91,13 @@ class Figures:
             "examples_by_event": self.event_examples,
             "examples": [{"input": case["input"], "gold": case["gold"]} for case in heldout],
         }
+
+
+def around(text: str, spans: Iterable[Sequence[int]]) -> str:
+    """The text near ``spans``."""
+    starts, stops = zip(*spans, strict=True)
+    start, stop = max(min(starts) - CONTEXT, 0), max(stops) + CONTEXT
+    return "…" * (start > 0) + text[start:stop] + "…" * (stop < len(text))
 
 
 def as_markdown(report: dict) -> str:

@@ -24,12 +24,13 @@ DATES = (
     r"(?<!\w)(?P<y8>\d{1,2}) BCE?\b",
     r"(?P<y9>[一二三四五六七八九][〇○零一二三四五六七八九]{3})年",
 )
-DATE = re.compile(r"(?<![\d.,$€£¥-])(?:" + "|".join(DATES) + ")")
+BEGINS = r"(?=[\dADFJMNOS公前一二三四五六七八九])"  # looked at first: nearly every place is passed over by it
+DATE = re.compile(BEGINS + r"(?<![\d.,$€£¥-])(?:" + "|".join(DATES) + ")")
 TIMES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12} | {"千": 1e3, "万": 1e4, "亿": 1e8}
 DIGITS = r"(?<![A-Za-z0-9_.,])(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
 NUMBER = re.compile(DIGITS + "(?: ?(?P<times>" + "|".join(TIMES) + r"))?(?!\d)")
 HAS_DIGIT = re.compile(r"\d|[〇○零一二三四五六七八九]{4}年")
-GRAPH_DATE = re.compile(r"([+-]?)(\d{3,18})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+Z?)?")
+GRAPH_DATE = re.compile(r"([+-]?)(\d{3,18})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+)?(?:Z|[+-]\d\d:\d\d)?")
 GRAPH_NUMBER = re.compile(r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 HAN_DIGITS = {digit: str(number) for number, digit in enumerate("〇一二三四五六七八九")} | {"零": "0", "○": "0"}
 LEAST = 10  # a smaller quantity stands in every text

@@ -1,7 +1,7 @@
 """Find facts in many documents with several processes: the same results in the same order for any number of them."""
 
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -12,7 +12,9 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from knowlm.cli import end_with_parent
-from knowlm.supervision.documents import Document
+from knowlm.supervision.case_store import CaseRow, case_row
+from knowlm.supervision.documents import Unread
+from knowlm.supervision.entailment import EntailmentFilter
 from knowlm.supervision.events import add_events
 from knowlm.supervision.gold import add_predictions, case_of
 from knowlm.supervision.graph import KnowledgeGraph
@@ -30,9 +32,7 @@ class Found:
 
     id: str
     document: str
-    text: str
-    cases: list[dict]
-    events: list[dict]
+    cases: list[CaseRow]
     evidence: dict | None
     topic: str
     mentions: int
@@ -42,6 +42,7 @@ class Found:
     matched: dict[str, int]
     by_chance: dict[str, float]
     silent_triggers: dict[str, int]
+    not_entailed: dict[str, int]
 
 
 @dataclass
@@ -56,6 +57,7 @@ class Supervisor:
     seed: int
     min_margin: int = 0
     predictions: dict[str, list[str]] = field(default_factory=dict)
+    entailment: EntailmentFilter | None = None
     graph: KnowledgeGraph | None = None
 
     def open(self) -> KnowledgeGraph:
@@ -63,19 +65,22 @@ class Supervisor:
         self.graph = self.graph or KnowledgeGraph(self.database, self.schema)
         return self.graph
 
-    def find(self, documents: Sequence[Document]) -> list[Found]:
+    def find(self, documents: Sequence[Unread]) -> list[Found]:
         graph = self.open()
-        return [
-            self.keep(piece, graph)
-            for document in documents
+        pieces = [
+            piece
+            for document in (unread.read() for unread in documents)
             for piece in find_pieces(document, graph, self.finders[document.language], self.length, self.min_margin)
         ]
+        predicted = [add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema) for piece in pieces]
+        dropped = self.entailment.drop(pieces, graph.schema) if self.entailment else [Counter[str]()] * len(pieces)
+        return [self.keep(graph, *row) for row in zip(pieces, predicted, dropped, strict=True)]
 
-    def keep(self, piece: Piece, graph: KnowledgeGraph) -> Found:
-        predicted = add_predictions(piece, self.predictions.get(piece.id, ()), graph.schema)
+    def keep(self, graph: KnowledgeGraph, piece: Piece, predicted: int, not_entailed: Counter[str]) -> Found:
         rows = [match.as_row(piece.text) for match in piece.triples]
         if "EE" in self.tasks:
             add_events(piece, graph.schema, graph.type)
+        cases = [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks]
         evidence = {
             "piece": piece.id,
             "article": piece.document,
@@ -84,15 +89,12 @@ class Supervisor:
             "text": piece.text,
             "triples": rows,
         }
-        events = [event.as_row(piece.text) for event in piece.events]
         if "EE" in self.tasks:
-            evidence["events"] = events
+            evidence["events"] = [event.as_row(piece.text) for event in piece.events]
         return Found(
             piece.id,
             piece.document,
-            piece.text,
-            [case_of(task, piece, graph.schema, graph.type, self.seed) for task in self.tasks],
-            events,
+            [case_row(case, self.seed) for case in cases if case["gold"] or case["schema"]],  # else it asks nothing
             evidence if rows else None,
             piece.topic.id if piece.topic else "none",
             len(piece.entities),
@@ -102,17 +104,18 @@ class Supervisor:
             dict(piece.matched),
             piece.by_chance,
             dict(piece.silent_triggers),
+            dict(not_entailed),
         )
 
 
 supervisor: Supervisor  # of this process; a forked one has its parent's, whose automata it shares
 
 
-def find_in(documents: Sequence[Document]) -> list[Found]:
+def find_in(documents: Sequence[Unread]) -> list[Found]:
     return supervisor.find(documents)
 
 
-def find_all(documents: Iterable[Document], with_supervisor: Supervisor, num_workers: int) -> Iterator[list[Found]]:
+def find_all(documents: Iterable[Unread], with_supervisor: Supervisor, num_workers: int) -> Iterator[list[Found]]:
     """What is found in batches of documents, in their order; few are in memory at a time.
 
     Raises OSError if a process dies.
@@ -134,7 +137,7 @@ def find_all(documents: Iterable[Document], with_supervisor: Supervisor, num_wor
             pool.shutdown(cancel_futures=True)
 
 
-def in_order(submit: Callable, batches: Iterable[list[Document]], ahead: int) -> Generator[list[Found], None, None]:
+def in_order(submit: Callable, batches: Iterable[list[Unread]], ahead: int) -> Generator[list[Found], None, None]:
     """Results in order, with at most ``ahead`` batches waiting."""
     waiting: deque = deque()
     for batch in batches:
@@ -145,12 +148,12 @@ def in_order(submit: Callable, batches: Iterable[list[Document]], ahead: int) ->
         yield waiting.popleft().result()
 
 
-def in_batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
+def in_batches(documents: Iterable[Unread]) -> Iterator[list[Unread]]:
+    batch: list[Unread] = []
     size = 0
     for document in documents:
         batch.append(document)
-        size += len(document.text) + 100
+        size += len(document.content) + 100
         if size > BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
