@@ -257,6 +257,7 @@ def built(tmp_path_factory):
     for workers, folder in enumerate(folders, 1):
         command = [sys.executable, script, "--english", ENCYCLOPEDIA / "english.jsonl"]
         command += ["--texts", ENCYCLOPEDIA / "chinese.jsonl", "--knowledge", ENCYCLOPEDIA, "--output_dir", folder]
+        command += ["--tasks", "NER,RE,EE", "--piece_length", "60"]
         subprocess.run([*command, "--num_workers", str(workers)], check=True)
     return folders
 
@@ -276,15 +277,27 @@ def test_gold_is_in_the_text_and_its_labels_in_the_schema(built):
     for line in (built[0] / "heldout.jsonl").read_text().splitlines():
         case = json.loads(line)
         for item in case["gold"]:
-            names = [item["text"]] if case["task"] == "NER" else [item["head"], item["tail"]]
+            if case["task"] == "EE":
+                names = [item["trigger"], *(argument["text"] for argument in item["arguments"])]
+                [roles] = [asked["roles"] for asked in case["schema"] if asked["type"] == item["type"]]
+                assert {argument["role"] for argument in item["arguments"]} <= set(roles)
+            else:
+                names = [item["text"]] if case["task"] == "NER" else [item["head"], item["tail"]]
+                assert item["type" if case["task"] == "NER" else "relation"] in case["schema"]
             assert all(name in case["input"] for name in names)
-            assert item["type" if case["task"] == "NER" else "relation"] in case["schema"]
+
+
+def test_the_encyclopaedia_tells_of_events_in_both_languages(built):
+    cases = [json.loads(line) for line in (built[0] / "train.jsonl").read_text().splitlines()]
+    for language, types in (("english", {"birth", "death", "discovery"}), ("chinese", {"出生", "去世", "发现"})):
+        found = [case for case in cases if (case["task"], case["language"]) == ("EE", language) and case["gold"]]
+        assert len(found) > 100 and types <= {item["type"] for case in found for item in case["gold"]}
 
 
 def test_every_answer_of_a_training_row_parses(built):
-    for row in json.loads((built[0] / "train.json").read_text()):
-        task = "NER" if row["output"].split("\n")[0].count(",") == 1 else "RE"
-        assert parse(task, row["output"], []).readable
+    cases = [json.loads(line) for line in (built[0] / "train.jsonl").read_text().splitlines()]
+    for case, row in zip(cases, json.loads((built[0] / "train.json").read_text()), strict=True):
+        assert parse(case["task"], row["output"], []).readable
 
 
 def test_the_encyclopaedia_is_as_large_as_its_readme_says():

@@ -168,7 +168,7 @@ def test_a_run_does_not_go_on_as_another(tune, stopped, tiny_llama, sharp_llama,
     changes += [
         {"learning_rate": 0.5},
         {"base": sharp_llama},
-        {"cutoff_len": 100},
+        {"cutoff_len": 90},
         {"prompt_template_name": "./t.json"},
     ]
     template = {"prompt_input": "{instruction}{input}=", "prompt_no_input": "{instruction}=", "response_split": "="}
