@@ -66,6 +66,7 @@ def parse_args():
     parser.add_argument("--from", dest="source", required=True, choices=KINDS, help="form of the input")
     parser.add_argument("--to", required=True, choices=KINDS, help="form of the output")
     parser.add_argument("--output", required=True, help="file to write; .json: a list, else one record a line")
+    parser.add_argument("--tasks", default="NER,RE,EE", help="cases of these alone (default: NER,RE,EE)")
     parser.add_argument(
         "--form",
         default="tuple",
@@ -93,6 +94,8 @@ def parse_args():
     args = parser.parse_args()
     if args.to in ROWS and args.source in ROWS and (args.ask != "given" or args.empty_share is not None):
         refuse("--ask and --empty_share need a schema, which chats and alpaca rows don't tell")
+    if not set(args.tasks.split(",")) <= {"NER", "RE", "EE"}:
+        refuse(f"--tasks {args.tasks}: of NER, RE, EE, with commas between")
     if args.hard_negatives and args.ask != "hard":
         refuse("--hard_negatives goes with --ask hard")
     if args.empty_share is not None and args.empty_share < 0:
@@ -148,7 +151,8 @@ def read_cases(args) -> Iterator[dict]:
                 found = [case_of_row(row, f"{number}-{i}") for i, row in enumerate(rows)]
             for case in found:
                 check_case(case)
-                yield case
+                if case["task"] in args.tasks.split(","):
+                    yield case
 
 
 def asked_cases(args) -> Iterator[dict]:

@@ -50,6 +50,7 @@ def run(main: Callable[[], Any]) -> None:
         print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
+        print(f"{Path(sys.argv[0]).name}: stopped", file=sys.stderr)
         sys.exit(130)
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         end_at_once()

@@ -62,8 +62,12 @@ def locked(output: str | Path) -> Iterator[None]:
     and doesn't matter. Where the disk knows no locks, nothing is kept out.
     """
     path = Path(f"{Path(output).absolute()}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(output)) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_ours = os.fstat(file.fileno()).st_nlink > 0  # else its owner ended just now

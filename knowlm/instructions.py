@@ -91,6 +91,7 @@ def describe_lengths(examples: Sequence[Example], cutoff_len: int) -> str:
     )
     if cut:
         said += f"; {cut} ({cut / len(examples):.1%}) are cut at --cutoff_len {cutoff_len}"
-    if lost:
-        said += f", {lost} of them lose their whole answer and are left out"
+        if lost:
+            said += f", {lost} of them lose their whole answer and are left out"
+        said += "; raise it, or make the examples shorter (kg2instructions.py --piece_length)"
     return said

@@ -30,6 +30,11 @@ def check_weight_folder(path: str) -> None:
             f"{path}: no such model folder; name one, or get the default model with "
             "tools/download.py --default_model --download_path PATH"
         )
+    if not (folder / "config.json").is_file() and (folder / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{folder}: is a LoRA adapter, not a model; name its base here and the adapter with --lora_weights, "
+            "or merge them with tools/weight_diff.py merge"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"{folder}: no config.json, so not a Hugging Face model folder; convert or download the model first"

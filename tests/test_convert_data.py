@@ -89,6 +89,12 @@ def test_relations_come_back_from_forms_of_relations(convert):
         assert [(case["input"], case["gold"]) for case in back] == [(RE["input"], RE["gold"])]
 
 
+def test_of_records_with_typed_relations_the_relations_alone_become_ccks(convert):
+    relation = {"head": "Ann", "head_type": "person", "relation": "child", "tail": "Bo", "tail_type": "person"}
+    record = {"id": "1", "cate": "person", "text": "Ann is Bo's mother.", "relation": [relation]}
+    assert [row["kg"] for row in convert([record], "instructie", "ccks", "--tasks", "RE")] == [[["Ann", "child", "Bo"]]]
+
+
 def test_one_text_has_one_annotated_record(convert):
     both = [NER, {**RE, "language": "english", "input": NER["input"], "schema": ["met"]}]
     both[1]["gold"] = [{"head": "Ann", "relation": "met", "tail": "Bob"}]

@@ -168,7 +168,9 @@ def read_ccks(record: dict, number: int) -> Iterator[dict]:
 
 def write_ccks(case: dict) -> dict:
     if case["task"] != "RE":
-        raise ValueError(f"case {case['id']} is {case['task']}; this format has relations only")
+        raise ValueError(
+            f"case {case['id']} is {case['task']}; this format has relations only; --tasks RE leaves the rest out"
+        )
     return {
         "id": case["id"],
         "cate": case.get("domain", ""),
