@@ -113,7 +113,7 @@ def read_keyed(task: str, structure: str, text: str) -> Found:
     for key, following in pairwise([*keys, None]):
         assert key and key.lastgroup
         value = structure[key.end() : following.start() if following else len(text)]
-        line = value.lstrip(" \t*").split("\n", 1)[0].rstrip(" \t,;|)]}>")
+        line = value.lstrip(" \t*").split("\n", 1)[0].rstrip(" \t,;|)]}>([{<")
         start = key.end() + len(value) - len(value.lstrip(" \t*"))
         if key.lastgroup in record:
             record = {}
