@@ -198,19 +198,21 @@ def _labelled(items: Iterable[dict], form: str, language: str) -> str:
 
 
 def _by_label(task: str, items: Iterable[dict], form: str, schema: Sequence) -> dict[str, list]:
-    """IEPile's object: what was found, under each label."""
+    """IEPile's object: what was found, under each label. A name "NAN" stands with its label: alone it says "none"."""
     roles = {entry["type"]: entry["roles"] for entry in schema} if task == "EE" else {}
     found: dict[str, list] = {entry["type"] if task == "EE" else entry: [] for entry in schema}
     head, tail = ("head", "tail") if form == "iepile-head-tail" else ("subject", "object")
     for item in items:
         if task == "NER":
-            found.setdefault(item["type"], []).append(item["text"])
+            found.setdefault(item["type"], []).append(item if item["text"] == NOTHING else item["text"])
         elif task == "RE":
-            found.setdefault(item["relation"], []).append({head: item["head"], tail: item["tail"]})
+            own = {"relation": item["relation"]} if NOTHING in (item["head"], item["tail"]) else {}
+            found.setdefault(item["relation"], []).append({head: item["head"], **own, tail: item["tail"]})
         else:
             names: dict[str, list[str]] = {role: [] for role in roles.get(item["type"], ())}
             for argument in item["arguments"]:
                 names.setdefault(argument["role"], []).append(argument["text"])
             arguments = {r: (n if len(n) > 1 else n[0]) if n else NOTHING for r, n in names.items()}
-            found.setdefault(item["type"], []).append({"trigger": item["trigger"], "arguments": arguments})
+            own = {"type": item["type"]} if item["trigger"] == NOTHING else {}
+            found.setdefault(item["type"], []).append({**own, "trigger": item["trigger"], "arguments": arguments})
     return found

@@ -8,14 +8,16 @@ from itertools import pairwise
 
 from knowlm.extraction.forms import NOTHING
 from knowlm.extraction.items import SWAPPED, Found, Schema, event_item, named, ner_item, relation_item
+from knowlm.extraction.literals import unquoted
 
 CLOSING = {")": "(", "]": "[", "}": "{", ">": "<"}
-BULLET = r"(?:[-•·]|\*(?!\*)|\(?\d{1,4}[.)、:])"
+BULLET = r"(?:[-•·①-⑳]|\*(?!\*)|\(?\d{1,4}[.)、:])"
 # A bracket that begins a line, perhaps behind a list's mark, is told apart from one within a line.
 MARK = re.compile(rf"\n[ \t]*+(?:{BULLET}[ \t]*+)?(?=[(\[{{<])|[()\[\]{{}}<>,]")
 MASK = "\x01"  # stands for what is in quotes
 MASKED = re.compile(
-    r"""(?<=[(\[{<,;:#\s])(?:"(?:[^"\\\n]++|\\.)*+"|'(?:[^'\\\n]++|\\.)*+')(?=[ \t]*+(?:[)\]}>,;:#\n]|\Z))"""
+    r"""(?<=[(\[{<,;:#\s])(?:"(?:[^"\\\n]++|\\.)*+"|'(?:[^'\\\n]++|\\.|(?<=\w)'(?=\w))*+')"""
+    r"""(?=[ \t]*+(?:[)\]}>,;:#\n]|\Z))"""
 )
 # What may stand between an item and the one before it; anything else is prose.
 BETWEEN = re.compile(rf"[\s,;.、。|&*`\"']*+(?:{BULLET}|and|和|与|及|以及)?+[\s,*`\"']*+")
@@ -31,6 +33,7 @@ class Group:
     stop: int = -1
     commas: list[int] = field(default_factory=list)
     children: list["Group"] = field(default_factory=list)
+    opened: bool = True  # by a bracket of its own; not where its line begins, or the group before it ends
     closed: bool = True  # by a bracket, its own or that of a group around it; not by the answer's end
 
 
@@ -47,6 +50,7 @@ def find_groups(structure: str) -> tuple[list[Group], set[str]]:
     depth = dict.fromkeys("([{<", 0)
     repairs: set[str] = set()
     at_line = False
+    loose: list[int] = []  # commas outside of all groups, since the last one
 
     def close(stop: int, closed: bool = True) -> None:
         depth[structure[stack.pop()]] -= 1
@@ -65,6 +69,8 @@ def find_groups(structure: str) -> tuple[list[Group], set[str]]:
                     close(place)
             continue
         if mark == ",":
+            if not stack:
+                loose.append(place)
             if 0 < len(stack) <= DEEPEST:
                 groups[-1].commas.append(place)
         elif mark in depth:
@@ -82,6 +88,13 @@ def find_groups(structure: str) -> tuple[list[Group], set[str]]:
             elif structure[stack[-1]] != opening:
                 repairs.add("mixed brackets")
             close(place)
+            loose.clear()
+        elif loose and mark != ">":
+            begin = structure.rfind("\n", roots[-1].stop if roots else 0, place)
+            begin = max(begin, roots[-1].stop if roots else -1)
+            roots.append(Group(begin, place, [comma for comma in loose if comma > begin], opened=False))
+            loose.clear()
+            repairs.add("unbalanced brackets")
         at_line = False
     while stack:
         close(len(structure), closed=False)
@@ -118,8 +131,8 @@ class GroupReader:
         roots, repairs = find_groups(self.structure)
         end, listed = 0, True
         for root in roots:
-            lead = self.structure[end : root.start]
-            listed = self._is_listed(lead, listed)
+            lead = self.structure[end : max(root.start, end)]
+            listed = root.opened and self._is_listed(lead, listed)
             before = len(self.found.items), self.found.nothing
             self.found.items += self._with_item(root, listed)
             listed = (len(self.found.items), self.found.nothing) != before
@@ -143,7 +156,7 @@ class GroupReader:
         work = [(root, listed)]
         while work:
             group, listed = work.pop()
-            item = self._item(group, listed)
+            item = self.item(group, listed)
             if item:
                 marks = [place for place in (group.start, group.stop, *group.commas) if place < len(self.text)]
                 if len({self.text[place] == self.structure[place] for place in marks}) > 1:
@@ -155,13 +168,14 @@ class GroupReader:
             first = group.children[0]
             if self._swallows(group, first):
                 prefix = Group(group.start, first.start, [c for c in group.commas if c < first.start])
-                item = self._item(prefix, listed)
+                item = self.item(prefix, listed)
                 if item:  # "(a,b,c(d,e,f)": the first wasn't closed
                     self.found.repairs.add("unbalanced brackets")
                     yield item
             work.extend((child, listed) for child in reversed(group.children))
 
-    def _item(self, group: Group, listed: bool) -> dict | None:
+    def item(self, group: Group, listed: bool) -> dict | None:
+        """The item that a group is, if it is one."""
         commas = group.commas
         if len(commas) + 1 < FIELDS[self.task] or self._is_list_of_groups(group):
             return None
@@ -169,9 +183,14 @@ class GroupReader:
             return None
         if self.task == "EE":
             return self._event(group, listed)
-        if not group.closed and set(self.structure[commas[-1] + 1 : group.stop].strip()) != {MASK}:
-            return None  # the last name may be half of one
+        if not group.closed and not self._is_whole(commas[-1] + 1, group.stop):
+            return None
         return self._entity(group, listed) if self.task == "NER" else self._triple(group, listed)
+
+    def _is_whole(self, start: int, stop: int) -> bool:
+        """Whether a name at the answer's end can't be half of one: it is in quotes, or the schema's."""
+        is_quoted = set(self.structure[start:stop].strip()) == {MASK}
+        return is_quoted or self.text[start:stop].strip() in self.schema.labels | self.schema.roles
 
     def _swallows(self, group: Group, child: Group) -> bool:
         """Whether a group that wasn't closed holds the next: "(a,b,c(d,e,f)"."""
@@ -199,6 +218,7 @@ class GroupReader:
             return ""
         if name[:1] == "'" and self.structure[start:stop].strip() == MASK * len(name):
             self.found.repairs.add("single quotes")
+            return unquoted(name).strip()
         return clean(name)
 
     def _names(self, group: Group, cuts: list[int]) -> list[str]:
@@ -242,7 +262,7 @@ class GroupReader:
 
     def _event(self, group: Group, listed: bool) -> dict | None:
         commas, angle = group.commas, self.structure[group.start] == "<"
-        if not group.closed and len(commas) < 2:
+        if not group.closed and len(commas) < 2 and not self._is_whole(commas[0] + 1, group.stop):
             return None
         stop = commas[1] if len(commas) > 1 else group.stop
         first, second = self._name(group.start + 1, commas[0]), self._name(commas[0] + 1, stop)
@@ -260,7 +280,7 @@ class GroupReader:
         """(text, role) of arguments: groups of two, or text#role (in angle brackets role#text)."""
         pairs = self._grouped_pairs([child for child in group.children if child.start > after])
         if not pairs:
-            pairs = self._hashed_pairs(after + 1, group.stop, group.closed)
+            pairs = self._hashed_pairs(after + 1, group.stop, group.closed, angle)
             pairs = [(text, role) for role, text in pairs] if angle else pairs
         return [(text, role) for text, role in pairs if text and role]
 
@@ -273,21 +293,43 @@ class GroupReader:
                 work.extend(reversed(group.children))
             elif group.commas:
                 cut = group.commas[-1]
-                if group.closed or set(self.structure[cut + 1 : group.stop].strip()) == {MASK}:
+                if group.closed or self._is_whole(cut + 1, group.stop):
                     pairs.append((self._name(group.start + 1, cut), self._name(cut + 1, group.stop)))
         return pairs
 
-    def _hashed_pairs(self, start: int, stop: int, closed: bool) -> list[tuple[str, str]]:
+    def _hashed_pairs(self, start: int, stop: int, closed: bool, role_first: bool) -> list[tuple[str, str]]:
+        """Pairs of "text#role;text#role", or of "role#text" if ``role_first`` or the first one's role tells so; as
+        they are written."""
         pairs = []
-        for match in re.finditer(r"[^;,]+", self.structure[start:stop]):
-            part = match[0]
-            if not closed and (start + match.end() == stop or '"' in part):
+        begin = re.compile(r"\s*+([^#:;]*+)[#:]([^#,;]*+)").match(self.structure, start, stop)
+        if begin:
+            sides = [self.text[slice(*begin.span(side))].strip() in self.schema.roles for side in (1, 2)]
+            role_first = sides[0] if sides[0] != sides[1] else role_first
+        for first, after in self._hashed_parts(start, stop, role_first):
+            part = self.structure[first:after]
+            if not closed and (after == stop or '"' in part) and not self._is_whole(first + part.find("#") + 1, after):
                 break  # half a name; or a quote that never ends, and what follows is within
-            cut = part.find("#")
+            cut = part.find("#") if role_first else part.rfind("#")
+            if cut < 0 and begin and any(sides):
+                cut = part.find(":")
             if cut >= 0:
-                place = start + match.start()
-                pairs.append((self._name(place, place + cut), self._name(place + cut + 1, place + len(part))))
+                pairs.append((self._name(first, first + cut), self._name(first + cut + 1, after)))
         return pairs
+
+    def _hashed_parts(self, start: int, stop: int, role_first: bool) -> Iterator[tuple[int, int]]:
+        """Where each pair stands. A comma ends one where a semicolon should, but names hold commas, too: between two
+        pairs the last comma, or the first where roles come last."""
+        hashed, comma = False, -1
+        for match in re.compile("[#,;]").finditer(self.structure, start, stop):
+            place, mark = match.start(), match[0]
+            if mark == "," and (role_first or comma < 0) and hashed:
+                comma = place
+            elif mark == ";" or (mark == "#" and comma >= 0):
+                end = place if mark == ";" else comma
+                yield start, end
+                start, hashed, comma = end + 1, False, -1
+            hashed |= mark == "#"
+        yield start, stop
 
 
 def clean(name: str) -> str:

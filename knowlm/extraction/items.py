@@ -20,7 +20,7 @@ class Schema:
         entries = list(labels)
         types = [entry["type"] if isinstance(entry, dict) else entry for entry in entries]
         roles = [role for entry in entries if isinstance(entry, dict) for role in entry.get("roles", ())]
-        return cls(frozenset(map(str.strip, types)), frozenset(map(str.strip, roles)))
+        return cls(*(frozenset(map(str.strip, names)) - {""} for names in (types, roles)))
 
 
 @dataclass
@@ -57,6 +57,12 @@ def relation_item(names: Sequence[str], schema: Schema) -> tuple[dict, bool]:
     return named("RE", first, third, second), True
 
 
+def turn_pairs(pairs: Sequence[tuple[str, str]], schema: Schema) -> tuple[list[tuple[str, str]], bool]:
+    """(pairs of text and role, whether the roles, which the schema tells, stood first)."""
+    turned = bool(pairs) and all(a in schema.roles and b not in schema.roles for a, b in pairs)
+    return [(b, a) if turned else (a, b) for a, b in pairs], turned
+
+
 def event_item(
     first: str, second: str, pairs: Sequence[tuple[str, str]], schema: Schema, label_first: bool, either: bool
 ) -> tuple[dict, bool]:
@@ -67,8 +73,8 @@ def event_item(
     """
     known = (first in schema.labels, second in schema.labels)
     type_first = known[0] if known[0] != known[1] else label_first
-    turned = bool(pairs) and all(a in schema.roles and b not in schema.roles for a, b in pairs)
-    arguments: list[dict] = [{"text": b, "role": a} if turned else {"text": a, "role": b} for a, b in pairs]
+    pairs, turned = turn_pairs(pairs, schema)
+    arguments = [{"text": text, "role": role} for text, role in pairs]
     kind, trigger = (first, second) if type_first else (second, first)
     item: dict[str, Any] = {"type": kind, "trigger": trigger, "arguments": arguments}
     return item, turned or (type_first != label_first and not either)

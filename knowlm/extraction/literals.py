@@ -7,13 +7,13 @@ import json
 import re
 from typing import Any
 
-from knowlm.extraction.records import Pairs
+from knowlm.extraction.records import Half, Pairs
 
 # A quote closes a string where a mark, the line's end or another string follows; so an apostrophe doesn't, nor a quote
 # whose backslash was forgotten.
-END = r"(?=[ \t]*+(?:[,:\]}{\[\n]|\Z)|[ \t]++[\"'])"
+END = r"(?=[ \t]*+(?:[,:\]}{\[\n]|\)\s*+[,)\]}]|\Z)|[ \t]++[\"'])"
 TOKEN = re.compile(
-    rf"""(?P<mark>[{{}}\[\],:])
+    rf"""(?P<mark>[{{}}\[\],:)]|\((?=\s*+["'(]))
     |(?P<string>"(?:[^"\\\n]++|\\.|"(?!{END}))*+"|'(?:[^'\\\n]++|\\.|'(?!{END}))*+')
     |(?P<broken>["'][^\n]*+)
     |(?P<bare>[^\s{{}}\[\],:"'][^{{}}\[\],:\n]*+)
@@ -23,6 +23,7 @@ TOKEN = re.compile(
 KEY = re.compile(r"""("|')\w++\1\s*+:""")
 OPEN = re.compile(r"[\[{]")
 EVIDENCE = re.compile(r"""["']\s*+:|\{\s*+\w++\s*+:""")  # a key: without one it isn't JSON
+PARENTHESES = {"(": "[", ")": "]"}  # of a Python tuple
 PYTHON = {"None": None, "null": None, "True": None, "False": None, "true": None, "false": None}
 
 
@@ -66,11 +67,12 @@ class Literals:
             assert match, "every character begins a token"
             token, kind = match[0], match.lastgroup
             if kind == "mark":
-                self._mark(token, last)
+                self._mark(PARENTHESES.get(token, token), last)
                 if self.text[place] != token:
                     self.repairs.add("full-width marks")
             elif kind == "broken":
-                self._value(None)
+                ended = match.end() == len(self.text)
+                self._value(Half(self.text[place + 1 :].strip()) if ended else None)
             elif kind != "space":
                 if last and last not in "[{,:":
                     self.repairs.add("missing comma")

@@ -4,15 +4,16 @@ Never raises on any text, in time that grows with its length: an answer without 
 else the tolerant readers take over, each of one pass with a stack of its own, and name what they had to do.
 """
 
+import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 from knowlm.extraction.exact import read_exact
-from knowlm.extraction.forms import DATA, INVISIBLE, NOTHING, TASKS
-from knowlm.extraction.groups import BULLET, GroupReader, clean, mask_quotes
-from knowlm.extraction.items import Found, Schema, has_repeats, named
+from knowlm.extraction.forms import DATA, INVISIBLE, NOTHING, OPENING, QUOTES, TASKS
+from knowlm.extraction.groups import BULLET, GroupReader, mask_quotes
+from knowlm.extraction.items import Found, Schema, has_repeats
+from knowlm.extraction.lines import read_keyed, read_lines
 from knowlm.extraction.literals import EVIDENCE, Literals, read_json
 from knowlm.extraction.records import items_of_values
 
@@ -22,6 +23,7 @@ REPAIRS = {  # what can be wrong with an answer that is read all the same
     "prompt echoed": "the prompt, or more prompts after the answer",
     "special tokens": "tokens such as </s>",
     "code fence": "Markdown's ```",
+    "answer in a string": "the answer as a JSON string or within one, or with HTML's entities for its marks",
     "text around": "words before, between or after the items",
     "list marks": "numbers or dots before the items",
     "full-width marks": "ASCII and full-width punctuation mixed",
@@ -30,6 +32,7 @@ REPAIRS = {  # what can be wrong with an answer that is read all the same
     "trailing comma": "a comma before a closing bracket",
     "several values": "several JSON values instead of one",
     "other keys": "keys in another spelling or language",
+    "other form": 'in no form that is asked for: a table, "name (type)", "head: …, relation: …"',
     "mixed brackets": "opened with one bracket, closed with another",
     "unbalanced brackets": "a bracket not closed, or not opened",
     "label in another place": "fields in another order, which the schema told",
@@ -39,8 +42,8 @@ REPAIRS = {  # what can be wrong with an answer that is read all the same
     "repeated": "items given again, and kept: a model that repeats itself is less precise",
 }
 WIDE = str.maketrans("（）【】［］｛｝＜＞，：；＃“”‘’＂", '()[][]{}<>,:;#""\'\'"')
-WIDER = str.maketrans("《》〈〉、", "<><>,")  # mostly part of a name: marks only if nothing is found without
-SAYS_NOTHING = {"", "nan", "n/a", "none", "null", "nothing", "[]", "{}", "()", "无", "没有", "空", "不存在"}
+WIDER = str.maketrans("《》〈〉、;|", "<><>,,,")  # mostly part of a name: marks only if nothing is found without
+SAYS_NOTHING = {"", "nan", "n/a", "none", "null", "nothing", "[]", "{}", "()", "<>", "无", "没有", "空", "不存在"}
 NO_ITEMS = re.compile(
     r"(?:there (?:is|are) |i (?:found|see) )?no (?:\w+ ){0,4}(?:entit|relation|triple|event|fact)\w*[^(\[{]{0,60}$"
     r"|[^，。(\[{]{0,12}(?:没有|不存在|未发现|无)[^，。(\[{]{0,12}(?:实体|关系|三元组|事件)[^(\[{]{0,20}$",
@@ -58,8 +61,8 @@ SPECIAL = re.compile(
 LEADING = re.compile(rf"(?:\s|{SPECIAL.pattern})*+")
 FENCE = re.compile(r"```[\w-]*+")
 LIST_MARK = re.compile(rf"(?:^|(?<=\n))[ \t]*+{BULLET}[ \t]*+")
-LINE_MARK = re.compile(rf"\s*+{BULLET}\s*+")
-LONGEST_LABEL = 40  # letters before a colon; more is a sentence
+ENTITIES = {"&lt;": "<", "&gt;": ">", "&quot;": '"', "&#39;": "'", "&amp;": "&"}  # HTML's
+MARKLESS = (("&lt;", OPENING), ("&quot;", QUOTES))  # entities that stand for the answer's own marks if none is there
 FILLING = re.compile(r"[\s,;:.。、|*`\[\](){}<>&]|and|和|与|及|以及")
 
 
@@ -94,6 +97,10 @@ def parse(task: str, answer: str, labels: Iterable = ()) -> Parsed:
     if found is None:
         text, repairs = _tidy(answer)
         found = (_read_clean(task, text, schema) if repairs else None) or _read_damaged(task, text, schema)
+        inner = "" if found.items or found.nothing else _in_strings(text)
+        if inner:
+            found = _read_clean(task, inner, schema) or _read_damaged(task, inner, schema)
+            repairs.add("answer in a string")
         found.repairs |= repairs
     if has_repeats(task, found.items):
         found.repairs.add("repeated")
@@ -102,7 +109,7 @@ def parse(task: str, answer: str, labels: Iterable = ()) -> Parsed:
 
 
 def _read_clean(task: str, text: str, schema: Schema) -> Found | None:
-    if len(text) < 20 and text.strip(" .。\"'").lower() in SAYS_NOTHING:
+    if len(text) < 20 and text.translate(WIDE).strip(" .。\"'").lower() in SAYS_NOTHING:
         return Found(nothing=True)
     items = read_exact(task, text, schema)
     if items is not None:
@@ -119,7 +126,7 @@ def _tidy(answer: str) -> tuple[str, set[str]]:
     """The answer without what surrounds it, and what that was."""
     repairs = set()
 
-    def without(text: str, pattern: str | re.Pattern, by: str, repair: str) -> str:
+    def without(text: str, pattern: str | re.Pattern, by: str | Callable, repair: str) -> str:
         changed = re.sub(pattern, by, text)
         if changed != text:
             repairs.add(repair)
@@ -144,7 +151,29 @@ def _tidy(answer: str) -> tuple[str, set[str]]:
         text = text[: stop.start()]
         repairs.add("special tokens")
     text = without(text, SPECIAL, "", "special tokens")
-    return without(text, FENCE, "\n", "code fence").strip(), repairs
+    text = without(text, FENCE, "\n", "code fence").strip()
+    if any(entity in text and not re.search(f"[{marks}]", text) for entity, marks in MARKLESS):
+        text = without(text, "&(?:lt|gt|quot|#39|amp);", lambda match: ENTITIES[match[0]], "answer in a string")
+    if text[:1] == text[-1:] == '"' and _in_strings(text):
+        text = _in_strings(text).strip()
+        repairs.add("answer in a string")
+    return text, repairs
+
+
+def _in_strings(text: str) -> str:
+    """The answers that stand in the strings of JSON; "" if there are none."""
+    try:
+        work = [json.loads(text)]
+    except (ValueError, RecursionError):
+        return ""
+    strings = []
+    while work:
+        value = work.pop()
+        if isinstance(value, str) and ANSWER.search(value):
+            strings.append(value)
+        elif isinstance(value, dict | list):
+            work.extend(reversed(list(value.values()) if isinstance(value, dict) else value))
+    return "\n".join(strings)
 
 
 def _read_damaged(task: str, text: str, schema: Schema) -> Found:
@@ -162,6 +191,9 @@ def _read_damaged(task: str, text: str, schema: Schema) -> Found:
         is_json = any(literals.values) and not "".join(literals.outside).strip()
         if is_json or "incomplete item" in found.repairs:
             return Found()  # objects, but of something else: their quotes and colons are no names
+    found = read_keyed(task, structure, text)
+    if found.items:
+        return found
     for marks in dict.fromkeys((structure, structure.translate(WIDER))):
         masked = mask_quotes(marks)
         reader = GroupReader(task, masked, text, schema)
@@ -169,7 +201,9 @@ def _read_damaged(task: str, text: str, schema: Schema) -> Found:
         if found.items or found.nothing:
             found.repairs |= _around(reader.outside)
             return found
-    found = _read_lines(task, structure, text, schema)
+    found, outside = read_lines(task, mask_quotes(structure), text, schema)
+    if found.items:
+        found.repairs |= _around(outside)
     if not found.items and NO_ITEMS.match(text):
         return Found(nothing=True)
     if not found.items and re.match(rf"\W*{NOTHING}\b", text):
@@ -185,46 +219,3 @@ def _around(outside: Iterable[str]) -> set[str]:
     bare = LIST_MARK.sub("", joined)
     repairs = {"list marks"} if bare != joined and len(LIST_MARK.findall(joined)) else set()
     return repairs | ({"text around"} if FILLING.sub("", bare) else set())
-
-
-def _read_lines(task: str, structure: str, text: str, schema: Schema) -> Found:
-    """Lines (or parts between semicolons) "relation: head, tail"; for NER "type: name, name" if the type is known."""
-    found = Found()
-    if task == "EE" or ":" not in structure:
-        return found
-    start, strange, outside = 0, False, []
-    masked = mask_quotes(structure)
-    for end in re.finditer(r"[\n;]|\Z", masked):
-        stop = end.start()
-        mark = LINE_MARK.match(masked, start, stop)
-        items = _items_of_line(task, masked, text, mark.end() if mark else start, stop, schema)
-        if mark and items:
-            found.repairs.add("list marks")
-        found.items += items
-        if not items and masked[start:stop].strip():
-            strange = True
-            outside.append(masked[start:stop])
-        start = stop + 1
-    if strange and not schema.labels:
-        return Found()  # prose, some of it with a colon
-    found.repairs |= _around(outside)
-    return found
-
-
-def _items_of_line(task: str, masked: str, text: str, start: int, stop: int, schema: Schema) -> list[dict]:
-    colons = [match.start() for match in re.compile(":").finditer(masked, start, stop)]
-    edges = [start, *(colon + 1 for colon in colons)]
-    names = [clean(text[a:b]) for a, b in zip(edges, colons, strict=False)]
-    at = next((place for place, name in enumerate(names) if name in schema.labels), -1)
-    if not names or (at < 0 and (schema.labels or task == "NER" or len(names[-1]) > LONGEST_LABEL)):
-        return []
-    if at < 0 and "," in masked[start : colons[-1]]:
-        return []
-    commas = [match.start() for match in re.compile(",").finditer(masked, colons[at] + 1, stop)]
-    edges = [colons[at], *commas, stop - text[start:stop].rstrip().endswith("。")]
-    parts = [clean(text[a + 1 : b]) for a, b in pairwise(edges)]
-    if not names[at] or not all(parts):
-        return []
-    if task == "NER":
-        return [named("NER", part, names[at]) for part in parts if part != NOTHING]
-    return [named("RE", parts[0], names[at], parts[1])] if len(parts) == 2 else []
