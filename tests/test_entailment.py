@@ -117,15 +117,21 @@ def test_any_number_of_processes_drops_the_same_facts(nli_model, tmp_path, run_s
     people = [f"{name}{letter}ma" for name in ("Al", "Be", "Co", "Da") for letter in "bdfgklmn"]
     (tmp_path / "graph.tsv").write_text("".join(f"{name}\tlives in\tParis\n" for name in people))
     (tmp_path / "texts.txt").write_text("".join(f"{name} came to Paris in spring.\n" for name in people))
-    for workers in (1, 2):
+
+    def run(output, least, workers):
         paths = ("--texts", tmp_path / "texts.txt", "--knowledge", tmp_path / "graph.tsv", "--tasks", "RE")
-        output = ("--output_dir", tmp_path / f"out{workers}", "--database", tmp_path / "graph.db")
-        flags = ("--entailment_model", nli_model, "--min_entailment", "0.3", "--num_workers", workers, "--heldout", 0.5)
-        result = run_script("finetune/kg2instructions.py", *paths, *output, *flags, "--empty_share", 1)
+        flags = ("--entailment_model", nli_model, "--min_entailment", least, "--num_workers", workers)
+        shared = ("--database", tmp_path / "graph.db", "--heldout", 0.5, "--empty_share", 1)
+        result = run_script("finetune/kg2instructions.py", *paths, *flags, *shared, "--output_dir", tmp_path / output)
         assert result.returncode == 0, result.stderr
+        return [json.loads(line) for line in (tmp_path / output / "evidence.jsonl").open()]
+
+    known = sorted(triple["entailment"] for row in run("all", 0, 1) for triple in row["triples"])
+    least = known[len(known) // 2]
+    kept = run("out1", least, 1)
+    assert run("out2", least, 2) == kept
     for file in (tmp_path / "out1").iterdir():
         assert file.read_bytes() == (tmp_path / "out2" / file.name).read_bytes()
     report = json.loads((tmp_path / "out1/report.json").read_text())
-    kept = [json.loads(line) for line in (tmp_path / "out1/evidence.jsonl").open()]
-    assert all(triple["entailment"] >= 0.3 for row in kept for triple in row["triples"])
+    assert all(triple["entailment"] >= least for row in kept for triple in row["triples"])
     assert report["not_entailed"] == report["not_entailed_by_relation"].get("lives in", 0) == len(people) - len(kept)

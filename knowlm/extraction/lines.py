@@ -88,13 +88,13 @@ def _in_other_form(reader: GroupReader, start: int, stop: int) -> list[dict]:
         return [item] if item else []
     items, last = [], start
     for match in BRACKETED.finditer(structure, start, stop):
-        name, label = (
-            _plain(text[last : match.start()].lstrip(" ,、，;；")),
-            text[match.start(1) : match.end(1)].strip(),
-        )
-        if label in labels and name:
+        label = text[match.start(1) : match.end(1)].strip()
+        if label not in labels:  # the name is only taken where one is: so that it isn't taken again and again
+            continue
+        name = _plain(text[last : match.start()].lstrip(" ,、，;；"))
+        last = match.end()
+        if name:
             items.append(named("NER", name, label))
-            last = match.end()
     return items
 
 
