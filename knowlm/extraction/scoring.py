@@ -14,24 +14,28 @@ Counts = tuple[int, int, int]  # right, predicted, gold
 
 
 def elements(task: str, items: Iterable[dict]) -> dict[str, Counter[Element]]:
-    """What is compared, by the name of its score.
+    """What is compared, by the name of its score; white space around a name or label is no part of it.
 
-    >>> elements("NER", [{"text": "Paris", "type": "place"}])
+    >>> elements("NER", [{"text": " Paris", "type": "place"}])
     {'NER': Counter({Element(labels=('place',), spans=('Paris',)): 1})}
     """
     if task == "NER":
-        return {"NER": Counter(Element((item["type"],), (item["text"],)) for item in items)}
+        return {"NER": Counter(stripped((item["type"],), (item["text"],)) for item in items)}
     if task == "RE":
-        return {"RE": Counter(Element((item["relation"],), (item["head"], item["tail"])) for item in items)}
+        return {"RE": Counter(stripped((item["relation"],), (item["head"], item["tail"])) for item in items)}
     items = list(items)
     return {
-        "EE trigger": Counter(Element((item["type"],), (item["trigger"],)) for item in items),
+        "EE trigger": Counter(stripped((item["type"],), (item["trigger"],)) for item in items),
         "EE argument": Counter(
-            Element((item["type"], argument["role"]), (argument["text"],))
+            stripped((item["type"], argument["role"]), (argument["text"],))
             for item in items
             for argument in item["arguments"]
         ),
     }
+
+
+def stripped(labels: Iterable[str], spans: Iterable[str]) -> Element:
+    return Element(tuple(label.strip() for label in labels), tuple(span.strip() for span in spans))
 
 
 def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, counting: str = "multiset") -> dict:
