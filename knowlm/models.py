@@ -155,7 +155,7 @@ def load_base(
         for module in model.modules():
             # Else a validation packs the weights for AVX512's bf16 kernel, which has no gradient, and they stay so.
             if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
+                module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     return model
 
 

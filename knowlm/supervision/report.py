@@ -53,11 +53,12 @@ class Figures:
                     kept.append({"text": around(piece.evidence["text"], spans), **triple})
         for kind, count in piece.silent_triggers.items():
             self.events.setdefault(kind, Counter()).update(triggers_without_fact=count)
-        for event in (piece.evidence or {}).get("events", ()):
+        evidence = piece.evidence or {"events": ()}
+        for event in evidence.get("events", ()):
             self.events.setdefault(event["type"], Counter()).update(events=1, arguments=len(event["arguments"]))
             kept = self.event_examples.setdefault(event["type"], [])
             if len(kept) < EXAMPLES:
-                kept.append({"text": around(piece.evidence["text"], [event["trigger_span"]]), **event})
+                kept.append({"text": around(evidence["text"], [event["trigger_span"]]), **event})
 
     def report(self, matched: int, heldout: list[dict]) -> dict:
         """Everything as JSON; ``matched``: different triples found; heldout: cases to show."""
