@@ -11,8 +11,8 @@ Each token is held to a grammar of the text's own spans and the schema's labels,
 of {"id", "text"}. Output, a line a text: {"id", "entities": [{"text", "type", "start", "end", "score"}]},
 {"id", "relations": [{"head": {"text", "start", "end"}, "relation", "tail", "score"}]} or
 {"id", "events": [{"type", "trigger", "arguments": [{"text", "start", "end", "role"}], "score"}]};
-text[start:end] is the span, of at most 200 characters. Long texts are read in windows that overlap: entities are given at
-every mention, triples where their two names stand nearest in each window. A run that was stopped goes on.
+text[start:end] is the span, of at most 200 characters. Long texts are read in windows that overlap: entities are given
+at every mention, triples where their two names stand nearest in each window. A run that was stopped goes on.
 """
 
 import hashlib
