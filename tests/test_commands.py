@@ -32,9 +32,9 @@ INSTEAD = {
     "GPUS=8": "GPUS=2",
     "NODES=3 HOSTFILE=host.txt ": "",
     "./cluster-pretrained": "./cluster-pretrained --fp16 False --max_steps 1",
-    "./cluster-lora": "./cluster-lora --num_epochs 0.05 --val_set_size 16 --batch_size 16",
-    "--val_set_size 100": "--val_set_size 16 --num_epochs 0.05 --batch_size 16",
-    "./cluster-tuned": "./cluster-tuned --num_epochs 0.05 --val_set_size 16 --batch_size 16",
+    "./cluster-lora": "./cluster-lora --num_epochs 0.01 --val_set_size 16 --batch_size 16",
+    "--val_set_size 100": "--val_set_size 16 --num_epochs 0.01 --batch_size 16",
+    "./cluster-tuned": "./cluster-tuned --num_epochs 0.01 --val_set_size 16 --batch_size 16",
     "--report ./report": "--report ./report --max_new_tokens 4",
     "--report ./gold-report": "--report ./gold-report --max_new_tokens 4",
 }
