@@ -76,11 +76,9 @@ def encode_prompts(tokenizer, prompts: Sequence[str], device):
 
 def generate(model, tokenizer, prompts: Sequence[str], settings: GenerationSettings) -> list[str]:
     """The answers to a batch of prompts, without the prompts and without special tokens."""
-    import torch
-
     inputs = encode_prompts(tokenizer, prompts, model.device)
-    with torch.inference_mode():
-        output = model.generate(**inputs, generation_config=settings.for_transformers(tokenizer))
+    # No inference_mode: what ZeRO-3 gathers in it amid a training can't be trained on. transformers takes no gradients.
+    output = model.generate(**inputs, generation_config=settings.for_transformers(tokenizer))
     answers = output[:, inputs["input_ids"].shape[1] :]  # (batch, new tokens)
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
