@@ -53,6 +53,8 @@ def main() -> None:
     rows = (uneven(rows) if args.lengths == "mixed" else rows)[: args.num_examples]
     tokenizer = load_tokenizer(args.base_model)
     examples = list(encode_rows(rows, Prompter(), tokenizer, args.cutoff_len))
+    if any(example.is_cut for example in examples):
+        raise ValueError(f"--cutoff_len {args.cutoff_len}: some examples are longer; choose a larger one")
     lengths = [len(example.ids) for example in examples]
     print(
         f"{len(rows)} examples of {min(lengths)} to {max(lengths)} tokens, {sum(lengths) / len(rows):.0f} on average, "
