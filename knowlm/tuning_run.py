@@ -37,7 +37,7 @@ def describe_run(settings: "TuningSettings", examples: Sequence[Example]) -> dic
 
 
 def weights_sample(folder: str) -> str:
-    """SHA256 of every weight's name, type, shape, and first, middle and last row: of 13 billion weights in a second."""
+    """SHA256 of every weight's name, type, shape, and first, middle and last row; no others are read."""
     digest = hashlib.sha256()
     with Checkpoint(folder) as model:
         for name in model:

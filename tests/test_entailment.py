@@ -115,8 +115,9 @@ def test_the_label_is_found_in_any_case_and_a_folder_without_a_model_is_told(nli
 @pytest.mark.slow
 def test_any_number_of_processes_drops_the_same_facts(nli_model, tmp_path, run_script):
     people = [f"{name}{letter}ma" for name in ("Al", "Be", "Co", "Da") for letter in "bdfgklmn"]
+    rest = " They slept." * 300  # several batches, so that both processes have work
     (tmp_path / "graph.tsv").write_text("".join(f"{name}\tlives in\tParis\n" for name in people))
-    (tmp_path / "texts.txt").write_text("".join(f"{name} came to Paris in spring.\n" for name in people))
+    (tmp_path / "texts.txt").write_text("".join(f"{name} came to Paris in spring.{rest}\n" for name in people))
 
     def run(output, least, workers):
         paths = ("--texts", tmp_path / "texts.txt", "--knowledge", tmp_path / "graph.tsv", "--tasks", "RE")

@@ -129,12 +129,7 @@ def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, t
     result = tune("whole", **way)
     assert result.returncode == 0, result.stderr
     command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / "killed", **way)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("killed/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_behind_a_checkpoint(command, tmp_path / "killed")
     result = tune("killed", **way)
     assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
     assert history(tmp_path / "killed") == history(tmp_path / "whole")
@@ -142,17 +137,22 @@ def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, t
     assert all(torch.equal(value, expected[name]) for name, value in adapter(tmp_path / "killed").items())
 
 
+def kill_behind_a_checkpoint(command, folder):
+    """Start a tuning and kill it behind its first checkpoint."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
 @pytest.fixture
 def stopped(tune, tiny_llama, data, tmp_path):
     """The flags of a run that was killed behind its first checkpoint."""
     way = {"num_epochs": 30, "save_steps": 2, "val_set_size": 0}
     command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / "lora", **way)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("lora/checkpoint-*/trainer_state.json")) and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    kill_behind_a_checkpoint(command, tmp_path / "lora")
     return way
 
 

@@ -86,5 +86,5 @@ def test_a_triple_of_something_called_nan_comes_back_from_every_form(form):
 
 @pytest.mark.parametrize("piece", ["（）", "a (place), ", "a,b)", "|a|b", ",'a'a", "#,;", "head: a, "])
 @pytest.mark.parametrize("task", ["NER", "RE", "EE"])
-def test_marks_of_other_forms_are_read_in_linear_time(task, piece):
+def test_ten_thousand_marks_of_other_forms_give_no_more_items_than_marks(task, piece):
     assert len(parse(task, piece * 10_000, ["place"]).items) <= 10_000
