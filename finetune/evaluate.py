@@ -52,7 +52,7 @@ def main() -> None:
     args = parse_args()
     cases = read_cases(args.data)
     if args.grounded:
-        check_grounded(cases, args.data)
+        check_grounded(cases, args)
     report = Path(args.report)
     thresholds = read_threshold(args.threshold, {case["task"] for case in cases}) if args.threshold else {}
     with locked(report):
@@ -85,13 +85,13 @@ def main() -> None:
     print(f"{report}: {one_line(metrics)}")
 
 
-def check_grounded(cases: list[dict], path: str) -> None:
+def check_grounded(cases: list[dict], args) -> None:
     """Raise ValueError naming the case whose schema can't be put into a grammar."""
     for case in cases:
         try:
-            split([grounded_question_of(case)], WINDOW, OVERLAP)
+            split([grounded_question_of(case)], WINDOW, OVERLAP, args.labels_at_once)
         except ValueError as error:
-            raise ValueError(f"{path}, case {case['id']}: {error}") from None
+            raise ValueError(f"{args.data}, case {case['id']}: {error}") from None
 
 
 def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
@@ -124,8 +124,9 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
 
 def answerer(args) -> Answerer:
     """What answers the questions: a model or a server, freely or under the grammar."""
+    options = {"labels_at_once": args.labels_at_once} if args.grounded else {}
     if args.server and args.grounded:
-        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens)
+        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens, **options)
     if args.server:
         return server_answers(args.server, args.max_new_tokens, args.batch_size)
     from knowlm.generation import GenerationSettings
@@ -136,7 +137,7 @@ def answerer(args) -> Answerer:
     model, tokenizer = load_for_generation(args.base_model, args.lora_weights, args.load_8bit)
     settings = GenerationSettings(max_new_tokens=args.max_new_tokens)
     answers = grounded_answers if args.grounded else model_answers
-    return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size)
+    return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size, **options)
 
 
 def grounded_output(case: dict, answer: str) -> str:
@@ -158,6 +159,9 @@ def parse_args():
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are asked for (default: tuple)")
     parser.add_argument(
         "--grounded", action="store_true", help="hold answers to the text's spans and the schema's labels (no --form)"
+    )
+    parser.add_argument(
+        "--labels_at_once", type=int, help="of the schema, in a grounded prompt (default: 6 for NER, else 4)"
     )
     parser.add_argument(
         "--threshold",
@@ -186,6 +190,8 @@ def parse_args():
         refuse("--lora_weights and --load_8bit go with --base_model")
     if args.grounded and (args.predictions or args.form != "tuple"):
         refuse("--grounded asks a model or a server, in its own form; --predictions and --form don't go with it")
+    if args.labels_at_once is not None and not args.grounded:
+        refuse("--labels_at_once goes with --grounded; a free answer is asked for all labels at once")
     if args.threshold and not args.grounded and not args.predictions:
         refuse("--threshold needs --grounded, or such a run's --predictions: only grounded answers have scores")
     if args.server and not args.server.startswith(("http://", "https://")):
@@ -194,8 +200,9 @@ def parse_args():
         refuse(f"--compare {args.compare}: holds no predictions.jsonl; name the report folder of an earlier run")
     if Path(args.report).is_file():
         refuse(f"--report {args.report}: is a file, a folder is needed")
-    if args.batch_size < 1 or args.max_new_tokens < 1 or args.schema_orders < 1:
-        refuse("--batch_size, --max_new_tokens and --schema_orders must be at least 1")
+    for name in ("batch_size", "max_new_tokens", "schema_orders", "labels_at_once"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            refuse(f"--{name} must be at least 1")
     if args.predictions and args.schema_orders > 1:
         refuse("--schema_orders asks a model or a server; answers in a file have one order")
     return args

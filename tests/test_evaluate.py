@@ -200,6 +200,7 @@ def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_pa
         (["--server", "127.0.0.1:8090"], "an address such as http://127.0.0.1:8090 is needed"),
         (["--predictions", "x", "--load_8bit"], "go with --base_model"),
         (["--predictions", "x", "--batch_size", "0"], "must be at least 1"),
+        (["--server", "http://127.0.0.1:9", "--labels_at_once", "8"], "--labels_at_once goes with --grounded"),
         (["--predictions", "x", "--schema_orders", "2"], "answers in a file have one order"),
     ],
 )
