@@ -5,7 +5,8 @@
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --predictions ./answers.jsonl --report ./report
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --server http://127.0.0.1:8090 --report ./report
 
-A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form.
+A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form,
+or a line of examples/extract.py whose text has the case's id.
 Output: metrics.json, report.md with scores.png and errors.png, predictions.jsonl in the report folder.
 A run that was stopped keeps its answers: the same command asks only for the others. With --grounded every answer
 parses, and the report tells the score below which items are better dropped; --threshold takes it to other cases.
@@ -60,12 +61,9 @@ def main() -> None:
             answers, others = read_answers(args.predictions, cases), []
         else:
             answers, *others = answers_by_order(args, cases, report)
-        fitted = fit_thresholds(cases, answers) if args.grounded else {}
+        fitted = fit_thresholds(cases, ["[]" if answer == UNANSWERED else answer for answer in answers])
         if thresholds:
-            answers, *others = (
-                [only_above(thresholds[c["task"]], a) for c, a in zip(cases, one, strict=True)]
-                for one in (answers, *others)
-            )
+            answers, *others = (dropped(thresholds, cases, one) for one in (answers, *others))
         metrics = score(cases, answers, counting=args.counting)
         if fitted:
             metrics["thresholds"] = fitted
@@ -98,8 +96,14 @@ def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
     """The answers of a file, in the order of the cases."""
     by_id = answers_in_file(read_records(path), str(path), cases)
     if len(by_id) < len(cases):
-        print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases have no answer: misses", file=sys.stderr)
+        print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases without an answer: misses", file=sys.stderr)
     return [by_id.get(str(case["id"]), UNANSWERED) for case in cases]
+
+
+def dropped(thresholds: dict[str, float], cases: list[dict], answers: list[str]) -> list[str]:
+    """The answers without the items that don't reach their task's threshold."""
+    pairs = zip(cases, answers, strict=True)
+    return [answer if answer == UNANSWERED else only_above(thresholds[case["task"]], answer) for case, answer in pairs]
 
 
 def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
@@ -150,7 +154,7 @@ def parse_args():
     parser.add_argument("--data", required=True, help="cases, JSON or JSONL")
     parser.add_argument("--report", required=True, help="folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--predictions", help="raw answers, JSON or JSONL")
+    source.add_argument("--predictions", help="raw answers or what extract.py wrote, JSON or JSONL")
     source.add_argument("--base_model", help="folder (or hub name) of a model")
     source.add_argument("--server", help="address of a running inference/launch_vllm.py")
     parser.add_argument("--lora_weights", help="folder of a LoRA adapter for --base_model")
