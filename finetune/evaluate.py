@@ -5,7 +5,8 @@
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --predictions ./answers.jsonl --report ./report
     python finetune/evaluate.py --data ./instructions/heldout.jsonl --server http://127.0.0.1:8090 --report ./report
 
-A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form.
+A case: {"id", "task": "NER|RE|EE", "language", "schema", "input", "gold"}. An answer: {"id", "output"}, any known form,
+or a line of examples/extract.py whose text has the case's id.
 Output: metrics.json, report.md with scores.png and errors.png, predictions.jsonl in the report folder.
 A run that was stopped keeps its answers: the same command asks only for the others. With --grounded every answer
 parses, and the report tells the score below which items are better dropped; --threshold takes it to other cases.
@@ -52,7 +53,7 @@ def main() -> None:
     args = parse_args()
     cases = read_cases(args.data)
     if args.grounded:
-        check_grounded(cases, args.data)
+        check_grounded(cases, args)
     report = Path(args.report)
     thresholds = read_threshold(args.threshold, {case["task"] for case in cases}) if args.threshold else {}
     with locked(report):
@@ -60,12 +61,9 @@ def main() -> None:
             answers, others = read_answers(args.predictions, cases), []
         else:
             answers, *others = answers_by_order(args, cases, report)
-        fitted = fit_thresholds(cases, answers) if args.grounded else {}
+        fitted = fit_thresholds(cases, ["[]" if answer == UNANSWERED else answer for answer in answers])
         if thresholds:
-            answers, *others = (
-                [only_above(thresholds[c["task"]], a) for c, a in zip(cases, one, strict=True)]
-                for one in (answers, *others)
-            )
+            answers, *others = (dropped(thresholds, cases, one) for one in (answers, *others))
         metrics = score(cases, answers, counting=args.counting)
         if fitted:
             metrics["thresholds"] = fitted
@@ -85,21 +83,27 @@ def main() -> None:
     print(f"{report}: {one_line(metrics)}")
 
 
-def check_grounded(cases: list[dict], path: str) -> None:
+def check_grounded(cases: list[dict], args) -> None:
     """Raise ValueError naming the case whose schema can't be put into a grammar."""
     for case in cases:
         try:
-            split([grounded_question_of(case)], WINDOW, OVERLAP)
+            split([grounded_question_of(case)], WINDOW, OVERLAP, args.labels_at_once)
         except ValueError as error:
-            raise ValueError(f"{path}, case {case['id']}: {error}") from None
+            raise ValueError(f"{args.data}, case {case['id']}: {error}") from None
 
 
 def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
     """The answers of a file, in the order of the cases."""
     by_id = answers_in_file(read_records(path), str(path), cases)
     if len(by_id) < len(cases):
-        print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases have no answer: misses", file=sys.stderr)
+        print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases without an answer: misses", file=sys.stderr)
     return [by_id.get(str(case["id"]), UNANSWERED) for case in cases]
+
+
+def dropped(thresholds: dict[str, float], cases: list[dict], answers: list[str]) -> list[str]:
+    """The answers without the items that don't reach their task's threshold."""
+    pairs = zip(cases, answers, strict=True)
+    return [answer if answer == UNANSWERED else only_above(thresholds[case["task"]], answer) for case, answer in pairs]
 
 
 def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
@@ -124,8 +128,9 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
 
 def answerer(args) -> Answerer:
     """What answers the questions: a model or a server, freely or under the grammar."""
+    options = {"labels_at_once": args.labels_at_once} if args.grounded else {}
     if args.server and args.grounded:
-        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens)
+        return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens, **options)
     if args.server:
         return server_answers(args.server, args.max_new_tokens, args.batch_size)
     from knowlm.generation import GenerationSettings
@@ -136,7 +141,7 @@ def answerer(args) -> Answerer:
     model, tokenizer = load_for_generation(args.base_model, args.lora_weights, args.load_8bit)
     settings = GenerationSettings(max_new_tokens=args.max_new_tokens)
     answers = grounded_answers if args.grounded else model_answers
-    return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size)
+    return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size, **options)
 
 
 def grounded_output(case: dict, answer: str) -> str:
@@ -149,7 +154,7 @@ def parse_args():
     parser.add_argument("--data", required=True, help="cases, JSON or JSONL")
     parser.add_argument("--report", required=True, help="folder for the results")
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--predictions", help="raw answers, JSON or JSONL")
+    source.add_argument("--predictions", help="raw answers or what extract.py wrote, JSON or JSONL")
     source.add_argument("--base_model", help="folder (or hub name) of a model")
     source.add_argument("--server", help="address of a running inference/launch_vllm.py")
     parser.add_argument("--lora_weights", help="folder of a LoRA adapter for --base_model")
@@ -158,6 +163,9 @@ def parse_args():
     parser.add_argument("--form", choices=FORMS, default="tuple", help="how answers are asked for (default: tuple)")
     parser.add_argument(
         "--grounded", action="store_true", help="hold answers to the text's spans and the schema's labels (no --form)"
+    )
+    parser.add_argument(
+        "--labels_at_once", type=int, help="of the schema, in a grounded prompt (default: 6 for NER, else 4)"
     )
     parser.add_argument(
         "--threshold",
@@ -186,6 +194,8 @@ def parse_args():
         refuse("--lora_weights and --load_8bit go with --base_model")
     if args.grounded and (args.predictions or args.form != "tuple"):
         refuse("--grounded asks a model or a server, in its own form; --predictions and --form don't go with it")
+    if args.labels_at_once is not None and not args.grounded:
+        refuse("--labels_at_once goes with --grounded; a free answer is asked for all labels at once")
     if args.threshold and not args.grounded and not args.predictions:
         refuse("--threshold needs --grounded, or such a run's --predictions: only grounded answers have scores")
     if args.server and not args.server.startswith(("http://", "https://")):
@@ -194,8 +204,9 @@ def parse_args():
         refuse(f"--compare {args.compare}: holds no predictions.jsonl; name the report folder of an earlier run")
     if Path(args.report).is_file():
         refuse(f"--report {args.report}: is a file, a folder is needed")
-    if args.batch_size < 1 or args.max_new_tokens < 1 or args.schema_orders < 1:
-        refuse("--batch_size, --max_new_tokens and --schema_orders must be at least 1")
+    for name in ("batch_size", "max_new_tokens", "schema_orders", "labels_at_once"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            refuse(f"--{name} must be at least 1")
     if args.predictions and args.schema_orders > 1:
         refuse("--schema_orders asks a model or a server; answers in a file have one order")
     return args

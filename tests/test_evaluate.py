@@ -132,6 +132,30 @@ def test_an_answer_that_ends_in_half_a_character_is_scored_and_kept(run_script, 
     assert [json.loads(line) for line in kept] == answers
 
 
+def test_lines_of_an_extraction_are_scored_each_item_once(run_script, data, tmp_path):
+    ends = {"head": {"text": "Paris", "start": 0, "end": 5}, "tail": {"text": "France", "start": 7, "end": 13}}
+    rows = [
+        {"id": "1", "relations": [{**ends, "relation": "country", "score": 0.9}] * 2},
+        {"id": 2, "entities": [{"text": "杭州", "type": "地点", "start": 2, "end": 4, "score": 0.2}]},
+    ]
+    (tmp_path / "found.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "found.jsonl", "--report"]
+    result = run_script(*command, tmp_path / "all")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "all/metrics.json").read_text())
+    assert (metrics["NER"]["f1"], metrics["RE"]["f1"], metrics["RE"]["predicted"]) == (1, 1, 1)
+    result = run_script(*command, tmp_path / "some", "--threshold", "0.5", "--compare", tmp_path / "all")
+    assert "NER F1 0.000; RE F1 1.000;" in result.stdout and "NER -1.000 (-1.000 to -1.000)" in result.stdout
+
+
+def test_an_extraction_of_another_task_is_told(run_script, data, tmp_path):
+    (tmp_path / "found.jsonl").write_text('{"id": 1, "entities": []}')
+    flags = ["--data", data, "--predictions", tmp_path / "found.jsonl", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert result.returncode == 1
+    assert "record 1: holds no relations" in result.stderr and len(result.stderr.splitlines()) == 1
+
+
 def test_two_answers_to_a_case_are_refused(run_script, data, tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": "NAN"}\n' * 2)
     result = run_script(
@@ -146,7 +170,7 @@ def test_the_report_has_pictures_and_examples_of_errors(run_script, data, tmp_pa
     result = run_script(
         "finetune/evaluate.py", "--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"
     )
-    assert "1 of 2 cases have no answer" in result.stderr
+    assert "1 of 2 cases without an answer" in result.stderr
     report = (tmp_path / "r/report.md").read_text()
     assert "| missed | 1 |" in report and "地点: 杭州" in report
     for picture in ("scores.png", "errors.png"):
@@ -200,6 +224,7 @@ def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_pa
         (["--server", "127.0.0.1:8090"], "an address such as http://127.0.0.1:8090 is needed"),
         (["--predictions", "x", "--load_8bit"], "go with --base_model"),
         (["--predictions", "x", "--batch_size", "0"], "must be at least 1"),
+        (["--server", "http://127.0.0.1:9", "--labels_at_once", "8"], "--labels_at_once goes with --grounded"),
         (["--predictions", "x", "--schema_orders", "2"], "answers in a file have one order"),
     ],
 )

@@ -151,6 +151,19 @@ def test_an_item_with_a_label_outside_of_the_schema_is_still_an_item():
     assert parse("RE", RECORD, ["spouse"]).items == [PARIS]
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "- spouse: Ann, Bo\n- country: Paris, France",
+        "country：Paris，France\nspouse：Ann，Bo",
+        "输入中包含的关系三元组是：spouse：Ann，Bo；country：Paris，France。",
+    ],
+)
+def test_a_relation_outside_of_the_schema_is_read_beside_one_of_it(answer):
+    items = parse("RE", answer, ["country"]).items
+    assert PARIS in items and {"head": "Ann", "relation": "spouse", "tail": "Bo"} in items
+
+
 def test_a_comma_in_an_entity_is_read_without_a_schema():
     parsed = parse("NER", "(Washington, D.C.,place)")
     assert (parsed.items, parsed.repairs) == ([{"text": "Washington, D.C.", "type": "place"}], ["comma in a name"])
@@ -204,6 +217,7 @@ def test_prose_is_unreadable_and_holds_no_items(task, labels, answer):
             "No relations were found.",
             "输入中没有符合条件的三元组。",
             "NAN 农业贷款",
+            "输入中包含的关系三元组是：NAN",
         ),
     ],
 )

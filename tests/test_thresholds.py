@@ -38,6 +38,16 @@ def test_items_below_a_threshold_are_dropped_also_one_that_a_report_fitted(evalu
         assert json.loads((tmp_path / "report/metrics.json").read_text())["NER"]["f1"] == pytest.approx(f1)
 
 
+def test_a_case_without_an_answer_has_nothing_to_drop_and_does_not_keep_a_threshold_from_being_fitted(
+    evaluate, tmp_path
+):
+    result = evaluate([json.dumps(ITEMS), None], "--threshold", "0.5")
+    assert result.returncode == 0, result.stderr
+    metrics = json.loads((tmp_path / "report/metrics.json").read_text())
+    assert (metrics["NER"]["predicted"], metrics["unparsable"]) == (1, 0.5)
+    assert metrics["thresholds"]["NER"]["threshold"] == 0.9
+
+
 @pytest.mark.parametrize(
     ("threshold", "message"),
     [("0.5", "has no scores"), ("2", "must be from 0 to 1"), ("nowhere", "neither a number nor a report")],

@@ -13,6 +13,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from knowlm.extraction.forms import render
+from knowlm.extraction.locating import items_of
+from knowlm.extraction.windows import NAMES
 from knowlm.files import write_text
 
 Answers = Iterator[tuple[int, str]]  # (number of the question, answer), in any order
@@ -168,21 +170,30 @@ def post(address: str, route: str, body: dict) -> dict:
 
 
 def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
-    """Answers by the case's id, from rows ``{"id", "output"}``; a JSON value for a text is taken as its text, null as
-    no answer.
+    """Answers by the case's id, from rows ``{"id", "output"}``, where a JSON value is taken as its text and null as no
+    answer; or from ``examples/extract.py``'s, whose mentions count as in a grounded answer: each item once.
 
     Raises ValueError on an answer to no case, and on a second one to the same case: there is no best of several.
     """
-    ids = {str(case["id"]) for case in cases}
+    tasks = {str(case["id"]): case["task"] for case in cases}
     answers: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        if "id" not in row or "output" not in row:
-            raise ValueError(f'{path}, record {number}: needs "id" and "output"')
-        name, output = str(row["id"]), row["output"]
-        if name not in ids:
+        records = NAMES.values() & row.keys()
+        if "id" not in row or not ("output" in row or records):
+            raise ValueError(f'{path}, record {number}: needs "id" and "output", or is a line of examples/extract.py')
+        name, output = str(row["id"]), row.get("output")
+        if name not in tasks:
             raise ValueError(f"{path}: answers {name!r}, which is no case; do both files belong together?")
         if name in answers:
             raise ValueError(f"{path}, record {number}: a second answer to {name!r}; keep one")
+        if "output" not in row:
+            try:
+                output = items_of(tasks[name], row[NAMES[tasks[name]]])
+            except (KeyError, TypeError, AttributeError):
+                raise ValueError(
+                    f"{path}, record {number}: holds no {NAMES[tasks[name]]} as examples/extract.py writes them, and "
+                    f"{name!r} is a case of {tasks[name]}"
+                ) from None
         if output is not None:
             answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
     return answers

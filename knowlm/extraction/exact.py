@@ -132,6 +132,6 @@ def _labelled(text: str, schema: Schema) -> list[dict] | None:
             return None
         items.append(named("RE", head, relation, tail))
         place = match.end()
-    if schema.labels and not any(item["relation"] in schema.labels for item in items):
+    if schema.labels and not lead and not any(item["relation"] in schema.labels for item in items):
         return None  # prose with a colon
     return items

@@ -22,15 +22,17 @@ OTHER_FORM = "other form"
 def read_lines(task: str, structure: str, text: str, schema: Schema) -> tuple[Found, list[str]]:
     """Items of lines (or of parts between semicolons) of an answer in NER or RE, and the lines that held none.
 
-    structure: ``text`` with ASCII marks and masked quotes, of equal length. Without the schema's labels only
-    "relation: head, tail" is read, and only where every line is so.
+    structure: ``text`` with ASCII marks and masked quotes, of equal length. "relation: head, tail" with a relation
+    that isn't in the schema is read only where every line is so; and, where there is a schema, beside one of its own or
+    behind the sentence's lead.
     """
     found = Found()
+    unasked: list[dict] = []
     outside: list[str] = []
     if task == "EE":
         return found, outside
     structure = structure.replace("|", ",")  # a table's
-    start = next((len(lead) for lead in DATA["sentence"].values() if text.startswith(lead)), 0)
+    lead = start = next((len(lead) for lead in DATA["sentence"].values() if text.startswith(lead)), 0)
     reader = GroupReader(task, structure, text, schema)
     for end in LINE_END.finditer(structure, start):
         stop = end.start()
@@ -44,9 +46,13 @@ def read_lines(task: str, structure: str, text: str, schema: Schema) -> tuple[Fo
         if items and mark and mark[0].strip(" \t\n,"):
             found.repairs.add("list marks")
         found.items += items
-        if not items and structure[start:stop].strip():
+        others = [] if items else _labelled(task, structure, text, begin, stop, Schema())
+        unasked += others
+        if not items and not others and structure[start:stop].strip():
             outside.append(structure[start:stop])
         start = stop + 1
+    if (found.items or lead) and not outside:
+        found.items += unasked
     return (found if schema.labels or not outside else Found()), outside  # without labels: prose, some with a colon
 
 

@@ -206,8 +206,10 @@ def _read_damaged(task: str, text: str, schema: Schema) -> Found:
         found.repairs |= _around(outside)
     if not found.items and NO_ITEMS.match(text):
         return Found(nothing=True)
-    if not found.items and re.match(rf"\W*{NOTHING}\b", text):
-        return Found(nothing=True, repairs=_around([text.replace(NOTHING, "")]) or {"repeated"})
+    lead = "|".join(re.escape(lead) for lead in DATA["sentence"].values())
+    if not found.items and re.match(rf"(?:{lead})?+\W*{NOTHING}\b", text):
+        repeated = {"repeated"} if text.count(NOTHING) > 1 else set()
+        return Found(nothing=True, repairs=_around([text.replace(NOTHING, "")]) or repeated)
     return found
 
 

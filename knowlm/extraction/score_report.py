@@ -12,11 +12,18 @@ FIGURES = "precision | recall | F1 | gold |"
 
 
 def one_line(metrics: dict) -> str:
-    """``NER F1 0.500; 0.0% of 2 answers unparsable``."""
-    return (
-        "; ".join(f"{name} F1 {figures['f1']:.3f}" for name, figures in scores_of(metrics))
-        + f"; {metrics['unparsable']:.1%} of {metrics['cases']} answers unparsable"
-    )
+    """``NER F1 0.500; 0.0% of 2 answers unparsable``, and by how much another report's F1 is lower."""
+    parts = [f"{name} F1 {figures['f1']:.3f}" for name, figures in scores_of(metrics)]
+    parts.append(f"{metrics['unparsable']:.1%} of {metrics['cases']} answer{'s' * (metrics['cases'] != 1)} unparsable")
+    compared = metrics.get("compared", {})
+    differences = [f"{name} {_difference(f)}" for name, f in compared.items() if name != "with"]
+    if differences:
+        parts.append(f"against {compared['with']}: {', '.join(differences)}")
+    return "; ".join(parts)
+
+
+def _difference(figures: dict) -> str:
+    return f"{figures['difference']:+.3f} ({figures['interval'][0]:+.3f} to {figures['interval'][1]:+.3f})"
 
 
 def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) -> str:
@@ -32,7 +39,8 @@ def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) ->
         )
     lines += ["", f"Counted over {metrics['counting']}s of items. The interval is a bootstrap over cases.", ""]
     for task, f in metrics.get("thresholds", {}).items():
-        lines += [f"{task} items with a score below {f['threshold']:.3f} dropped, F1 would be {f['f1']:.3f} here.", ""]
+        if f["f1"]:
+            lines += [f"Without {task} items scored below {f['threshold']:.3f}, F1 would be {f['f1']:.3f} here.", ""]
     lines += ["![scores](scores.png)", "", "![errors](errors.png)"]
     lines += _compared(metrics.get("compared", {}))
     lines += _orders(metrics.get("schema_orders", {}))
@@ -66,14 +74,10 @@ def _compared(compared: dict) -> list[str]:
         "",
         f"## Compared with {compared['with']}",
         "",
-        "| score | F1 is higher by | 95 % interval |",
-        "|---|---|---|",
+        "| score | F1 is higher by (95 % interval) |",
+        "|---|---|",
     ]
-    return head + [
-        f"| {name} | {f['difference']:+.3f} | {f['interval'][0]:+.3f} to {f['interval'][1]:+.3f} |"
-        for name, f in compared.items()
-        if name != "with"
-    ]
+    return head + [f"| {name} | {_difference(f)} |" for name, f in compared.items() if name != "with"]
 
 
 def _orders(orders: dict[str, dict]) -> list[str]:

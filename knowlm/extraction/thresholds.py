@@ -66,15 +66,20 @@ def fit_threshold(
 
 
 def fit_thresholds(cases: Sequence[dict], answers: Sequence[str]) -> dict[str, dict]:
-    """For each task the threshold that is best for these cases, and the F1 with it. answers: JSON lists of items."""
+    """For each task the threshold that is best for these cases, and the F1 with it; nothing if the answers aren't JSON
+    lists of items with scores.
+    """
     by_task: dict[str, list] = {}
-    for case, answer in zip(cases, answers, strict=True):
-        by_task.setdefault(case["task"], []).append((json.loads(answer), case["gold"]))
     fitted = {}
-    for task, pairs in by_task.items():
-        threshold, f1 = fit_threshold(task, *zip(*pairs, strict=True))
-        fitted[task] = {"threshold": threshold, "f1": f1}
-    return fitted
+    try:
+        for case, answer in zip(cases, answers, strict=True):
+            by_task.setdefault(case["task"], []).append((json.loads(answer), case["gold"]))
+        for task, pairs in by_task.items():
+            threshold, f1 = fit_threshold(task, *zip(*pairs, strict=True))
+            fitted[task] = {"threshold": threshold, "f1": f1}
+    except (ValueError, TypeError, KeyError):
+        return {}
+    return fitted if any(items for pairs in by_task.values() for items, _ in pairs) else {}
 
 
 def only_above(threshold: float, answer: str) -> str:
