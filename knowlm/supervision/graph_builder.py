@@ -135,6 +135,7 @@ class GraphBuilder:
         self.connection, self.schema = connection, schema
         self.numbers = {name: number for number, name in enumerate(schema.relations)}
         self.is_strict: list[bool] = []  # of each source: whether what doesn't fit is an error
+        self.known_types = ",".join(f"'{kind}'" for kind in [*schema.types, *VALUE_TYPES.values()])
         self.has_number_ids = False  # entities that have names and an id such as "12"
 
     def build(self, paths: Sequence[Path]) -> None:
@@ -280,8 +281,8 @@ class GraphBuilder:
             ("literals", "tail", "kind(t.value)"),
         ):
             legal = f"SELECT 1 FROM takes WHERE relation = t.relation AND side = '{side}'"
-            unknown = f" AND {kind} != ''" if self.schema.is_open else ""  # an open graph need not have types
-            illegal = f"{kind} IS NULL OR (EXISTS ({legal}){unknown} AND NOT EXISTS ({legal} AND type = {kind}))"
+            known = f" AND {kind} IN ({self.known_types})" if self.schema.is_open else ""  # or types of its own
+            illegal = f"{kind} IS NULL OR (EXISTS ({legal}){known} AND NOT EXISTS ({legal} AND type = {kind}))"
             for source, path in enumerate(paths):
                 if self.is_strict[source]:
                     self.refuse_illegal(path, source, table, side, illegal, kind)
