@@ -67,6 +67,8 @@ def main() -> None:
     schema = schema_for_graph(knowledge, args.schema)
     graph = KnowledgeGraph(database, schema)
     schema.ask_only(filter(None, args.relations.split(",")), filter(None, args.types.split(",")))
+    if "NER" in args.tasks and not schema.asked_types:
+        tell_of_types(args)
     languages = {language for _, language in sources}
     finders = name_finders(graph.connection, ["english", "chinese"] if "auto" in languages else sorted(languages))
     figures = Figures(graph, finders)
@@ -81,11 +83,11 @@ def main() -> None:
         write_jsonl(folder / "evidence.jsonl", collect(found, store, figures, not_entailed, args))
         for side, most in (("train", args.max_train), ("heldout", args.max_heldout)):
             figures.rows[side] = store.choose(side, args.empty_share, most)
-        if not all(figures.rows[side] for side in ("train", "heldout")):
-            train, heldout = (figures.rows[side].total() for side in ("train", "heldout"))
+        train, heldout = (figures.rows[side].total() for side in ("train", "heldout"))
+        if not train or (args.heldout and not heldout):
             raise ValueError(
                 f"{args.output_dir}: {train} training and {heldout} held-out examples; "
-                "give more texts, a graph that names what they name, or another --heldout"
+                "give more texts, a graph that names what they name, or another --heldout (0: hold none out)"
             )
         for side, rows in (("train", "train.json"), ("heldout", "valid.json")):
             write_jsonl(folder / f"{side}.jsonl", store.chosen(side))
@@ -102,9 +104,8 @@ def main() -> None:
         write_json(folder / "report.json", report)
         write_text(folder / "report.md", as_markdown(report))
     print(
-        f"{args.output_dir}: {figures.rows['train'].total()} training rows and {figures.rows['heldout'].total()} "
-        f"held-out cases from {report['pieces']} pieces of text, "
-        f"{report['matched']} of {report['triples']} triples matched"
+        f"{args.output_dir}: {train} training rows and {heldout} held-out cases "
+        f"from {report['pieces']} pieces of text, {report['matched']} of {report['triples']} triples matched"
     )
 
 
@@ -153,7 +154,9 @@ def parse_args():
     parser.add_argument(
         "--min_entailment", type=float, default=0.5, help="least probability of a fact that stays (default: 0.5)"
     )
-    parser.add_argument("--heldout", type=float, default=0.15, help="share of documents held out (default: 0.15)")
+    parser.add_argument(
+        "--heldout", type=float, default=0.15, help="share of documents held out; 0: none (default: 0.15)"
+    )
     parser.add_argument(
         "--empty_share",
         type=float,
@@ -178,8 +181,8 @@ def parse_args():
             refuse(f"--form {','.join(args.form)}: {task} answers are written as {', '.join(forms_of(task))}")
     if args.database and Path(args.output_dir).resolve() in Path(args.database).resolve().parents:
         refuse(f"--database {args.database}: lies in --output_dir, which is made new; name another place")
-    if not 0 < args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
-        refuse("--heldout must lie between 0 and 1, --piece_length and --num_workers above 0")
+    if not 0 <= args.heldout < 1 or args.piece_length < 1 or args.num_workers < 1:
+        refuse("--heldout must be 0 or more and below 1, --piece_length and --num_workers above 0")
     if not 0 <= args.min_entailment <= 1:
         refuse("--min_entailment must lie between 0 and 1")
     if args.empty_share < 0 or any(most is not None and most < 1 for most in (args.max_train, args.max_heldout)):
@@ -204,6 +207,17 @@ def documents(args, sources: list[tuple[Path, str]]) -> Iterator[Unread]:
     for path, language in sources:
         read = unread_documents(path, language, fields, args.whole_files)
         yield from tqdm(read, desc=path.name, unit=" documents", disable=None)
+
+
+def tell_of_types(args) -> None:
+    """Say that a graph without types gives no entities to ask for; raise ValueError if nothing else is asked."""
+    message = (
+        f"{' '.join(args.knowledge)}: gives no entity a type that is asked for, so there are no NER examples; add a "
+        '.jsonl to --knowledge with a line for each entity, {"id": "Paris", "type": "place"}'
+    )
+    if args.tasks == ["NER"]:
+        raise ValueError(f"{message}, or give --tasks RE")
+    print(message, file=sys.stderr)
 
 
 def read_predictions(path: str) -> dict[str, list[str]]:

@@ -93,6 +93,60 @@ def found(graph, text, language="english"):
     }
 
 
+def graph_of_rows(tmp_path, *rows):
+    (tmp_path / "graph.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return graph_of(tmp_path / "graph.jsonl")
+
+
+@pytest.mark.parametrize("ids", [(1, 2), ("1", "-2"), ('http://x.org/a b?c="1"', "巴")])
+def test_an_id_may_look_like_a_number(tmp_path, ids):
+    rows = [{"id": key, "names": [name]} for key, name in zip(ids, ("Paris", "France"), strict=True)]
+    rows += [{"head": ids[0], "relation": "country", "tail": ids[1]}]
+    rows += [{"head": ids[0], "relation": "founded", "tail": 1850}]
+    graph = graph_of_rows(tmp_path, *rows)
+    expected = {("Paris", "country", "France"), ("Paris", "founded", "1850")}
+    assert found(graph, "Paris was founded in France in 1850.") == expected
+
+
+def test_a_graph_names_its_relations_and_types(tmp_path):
+    names = {"en": "creature", "zh": "生灵"}
+    rows = [{"type": "being", "names": names}, {"relation": "founder", "names": {"en": "founder of", "zh": "创办了"}}]
+    rows += [{"id": "Jobs", "names": {"zh": ["乔布斯"], "en": ["Jobs"]}, "type": "being"}]
+    rows += [{"head": "Jobs", "relation": name, "tail": "Apple"} for name in ("founder", "named_after", "isPart")]
+    graph = graph_of_rows(tmp_path, *rows)
+    assert [graph.schema.types["being"].name(language) for language in ("english", "chinese")] == [*names.values()]
+    assert {relation for _, relation, _ in found(graph, "Jobs and Apple")} == {"founder of", "named after", "is part"}
+    assert {relation for _, relation, _ in found(graph, "乔布斯的Apple", "chinese")} == {"创办了", "得名于", "is part"}
+
+
+def test_all_names_of_an_entity_are_found(tmp_path):
+    rows = [{"id": "Q1", "names": {"en": [f"Name {letter}" for letter in "ABCDEFGHIJKL"]}}]
+    graph = graph_of_rows(tmp_path, *rows, {"head": "Q1", "relation": "country", "tail": "France"})
+    assert len(graph.lookup("Name L", "english")) == 1
+
+
+def test_a_number_of_a_quantity_is_no_year(tmp_path):
+    rows = [{"id": "Utopia", "type": "place"}, {"head": "Utopia", "relation": "population", "tail": "350"}]
+    rows += [{"head": "Utopia", "relation": "date_founded", "tail": "1850"}]
+    graph = graph_of_rows(tmp_path, *rows)
+    assert found(graph, "Utopia, 1850 metres high, has 350 people.") == {("Utopia", "population", "350")}
+
+
+def test_a_graph_without_types_is_told_of_where_entities_are_asked_for(run_script, tmp_path):
+    (tmp_path / "graph.tsv").write_text("Paris\tcapital of\tFrance\n")
+    (tmp_path / "texts.txt").write_text("Paris is in France.\n")
+    flags = ["finetune/kg2instructions.py", "--texts", "texts.txt", "--heldout", 0, "--knowledge", "graph.tsv"]
+    result = run_script(*flags, "--tasks", "NER", "--output_dir", "entities")
+    assert result.returncode == 1 and "graph.tsv: gives no entity a type" in result.stderr
+    assert len(result.stderr.splitlines()) == 1 and not (tmp_path / "entities").exists()
+    (tmp_path / "types.jsonl").write_text(json.dumps({"id": "Paris", "type": "place"}))
+    result = run_script(*flags, "types.jsonl", "--tasks", "NER", "--output_dir", "entities")
+    assert result.returncode == 0, result.stderr
+    [case] = [json.loads(line) for line in (tmp_path / "entities/train.jsonl").read_text().splitlines()]
+    assert case["gold"] == [{"text": "Paris", "type": "place"}] and case["schema"] == ["place"]
+    assert (tmp_path / "entities/heldout.jsonl").read_text() == ""
+
+
 @pytest.mark.parametrize("compress", [None, gzip.compress])
 def test_n_triples_are_read(tmp_path, compress):
     path = tmp_path / ("graph.nt" + (".gz" if compress else ""))
@@ -226,6 +280,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
         ("3512345", "4 million people", None),
         ("3500000", "约350万人", "350万"),
         ("643801", "643,801 sq km", "643,801"),
+        ("1850", "1,850 km long", "1,850"),
+        ("1850", "全长1850公里", "1850"),
+        ("1850", "the 1850s", None),
         ("5", "5 islands", None),
     ],
 )

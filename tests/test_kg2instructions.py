@@ -110,6 +110,60 @@ def test_names_are_found_in_the_other_chinese_script(supervise):
     assert {("雨果", "巴黎"), ("巴黎", "法國")} <= aliases
 
 
+def test_a_name_written_small_is_found_with_the_capital_of_its_sentence(tmp_path):
+    rows = ["lead sulfide\tkind of\tsulfide mineral", "tin\tfound in\tCornwall", "Mercury\torbits\tSun"]
+    (tmp_path / "graph.tsv").write_text("\n".join(rows) + "\n")
+    graph = graph_of(tmp_path / "graph.tsv")
+    finder = NameFinder(graph.connection, "english")
+
+    def names(text):
+        (piece,) = find_pieces(document_of(text, "english"), graph, finder, 100)
+        return [text[choice.mention.start : choice.mention.stop] for choice in piece.entities]
+
+    assert names("It is grey. “Lead sulfide” is a sulfide mineral.") == ["Lead sulfide", "sulfide mineral"]
+    assert names("The band Lead sulfide left Dr. Lead sulfide in Cornwall.") == ["Cornwall"]
+    assert names("Tin is near Cornwall.") == ["Cornwall"]  # so short a word is often another
+
+
+def test_an_article_is_no_part_of_a_name_unless_it_begins_a_title(tmp_path):
+    rows = ["the Louvre\tin\tParis", "The Scream\tin\tthe Louvre"]
+    (tmp_path / "graph.tsv").write_text("\n".join(rows) + "\n")
+    graph = graph_of(tmp_path / "graph.tsv")
+    text = "The Louvre, in Paris, borrowed The Scream; the Louvre gave it back."
+    (piece,) = find_pieces(document_of(text, "english"), graph, NameFinder(graph.connection, "english"), 100)
+    assert [choice.mention.start for choice in piece.entities] == [4, 15, 31, 47]
+    assert {text[slice(*match.head_span)] for match in piece.triples} == {"Louvre", "The Scream"}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Huxley-Wilberforce debate", "The Huxley–Wilberforce debate was in Oxford."),
+        ("L'Oréal", "L’Oréal has an office in Oxford."),
+        ("Universite\u0301 de Paris", "The Université de Paris is older than Oxford."),
+        ("Université de Paris", "The Universite\u0301 de Paris is older than Oxford."),
+        ("列奥纳多·达·芬奇", "列奥纳多・达・芬奇没有去过Oxford。"),
+    ],
+)
+def test_marks_that_look_alike_make_no_other_name(tmp_path, name, text):
+    (tmp_path / "graph.tsv").write_text(f"{name}\tknows\tOxford\n")
+    graph = graph_of(tmp_path / "graph.tsv")
+    pieces = find_pieces(document_of(text, "english"), graph, NameFinder(graph.connection, "english"), 100)
+    assert triples_of(pieces) == {(name, "knows", "Oxford")}
+
+
+def test_what_a_graph_never_has_is_not_asked_for(tmp_path):
+    rows = [{"id": name, "type": "place"} for name in ("Paris", "France")]
+    rows.append({"head": "Paris", "relation": "country", "tail": "France"})
+    (tmp_path / "graph.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    schema = graph_of(tmp_path / "graph.jsonl").schema
+    assert schema.asked_relations == {"country"} and schema.asked_types == {"place"}
+    assert "event" not in schema.asked_events
+    with (tmp_path / "graph.jsonl").open("a") as file:
+        file.write(json.dumps({"id": "Paris", "names": {"en": ["Paris", "City of Light"]}}) + "\n")
+    assert graph_of(tmp_path / "graph.jsonl").schema.asked_relations == {"country", "alternative_name"}
+
+
 def test_an_ambiguous_name_goes_to_the_neighbour_of_what_was_read(folder):
     graph = graph_of(folder)
     assert chosen("France and Paris", graph) == [("france", "only"), ("paris", "neighbours read")]

@@ -1,6 +1,7 @@
 """Texts to find facts in: JSON lines, plain lines, whole files; cleaned and cut into pieces."""
 
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -79,6 +80,7 @@ def unread_documents(
 
 
 def document_of(text: str, language: str, title: str = "", links: Sequence[Link] = ()) -> Document:
+    text = text if links else unicodedata.normalize("NFC", text)  # links tell places
     language = language_of(text) if language == "auto" else language
     return Document(clean(text), language, clean(title).strip(), list(links))
 
@@ -117,9 +119,9 @@ def split_text(text: str, language: str, length: int) -> list[str]:
     return [text[start:stop] for start, stop in split_spans(text, language, length)]
 
 
-def split_spans(text: str, language: str, length: int) -> list[tuple[int, int]]:
-    """(start, stop) of the pieces, without white space around them."""
-    spans = [cut for span in sentences(text, language) for cut in cut_long(text, *span, language)]
+def split_spans(text: str, language: str, length: int, found: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
+    """(start, stop) of the pieces, without white space around them; ``found``: the sentences, if known."""
+    spans = [cut for span in found or sentences(text, language) for cut in cut_long(text, *span, language)]
     sizes = [min(size_of(text[start:stop], language), length) for start, stop in spans]
     pieces, covered = [], 0
     for _, last in pack_sentences(sizes, length):  # without the packing's look back

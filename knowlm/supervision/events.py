@@ -19,7 +19,7 @@ from functools import lru_cache
 from knowlm.supervision.documents import sentences
 from knowlm.supervision.graph_schema import EVENT, VALUE_TYPES, EventType, Role, Schema
 from knowlm.supervision.mentions import uncovered
-from knowlm.supervision.names import fold
+from knowlm.supervision.names import fold, sentence_capitals, with_small
 from knowlm.supervision.pieces import Event, Match, Piece, Span
 from knowlm.supervision.values import ValueMention, find_values, kind_of, matching_span, read_value
 
@@ -89,23 +89,14 @@ def find_triggers(piece: Piece, schema: Schema) -> list[Trigger]:
     is_named = {place for start, stop in names for place in range(start, stop)}
     text = fold(piece.text)
     if piece.language == "english":
-        text = with_small_starts(text)
+        starts = (start for start, _ in sentences(piece.text, piece.language))
+        text = with_small(text, sentence_capitals(text, starts))
     found = []
     for match in trigger_pattern(tuple(types), piece.language).finditer(text):
         kinds = types[" ".join(match[0].split())]
         if kinds and not is_named & set(range(*match.span())):
             found.append(Trigger(*match.span(), tuple(kinds)))
     return found
-
-
-def with_small_starts(text: str) -> str:
-    """Each sentence with a small first letter."""
-    letters = list(text)
-    for start, stop in sentences(text, "english"):
-        first = next((place for place in range(start, stop) if text[place].isalnum()), None)
-        if first is not None and len(text[first].lower()) == 1:
-            letters[first] = text[first].lower()
-    return "".join(letters)
 
 
 @lru_cache(8)

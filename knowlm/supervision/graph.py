@@ -40,15 +40,22 @@ class KnowledgeGraph:
         rows = self.connection.execute("SELECT id, name_en, name_zh, triples FROM relations ORDER BY number")
         for name, name_en, name_zh, triples in rows.fetchall():
             if schema.is_open:
-                schema.relations.setdefault(name, Relation(name, name_en, name_zh))
+                known = schema.relations.setdefault(name, Relation(name, name_en, name_zh))
+                known.name_en, known.name_zh = name_en, name_zh
             self.relations.append(schema.relations.get(name) or Relation(name, name_en, name_zh))
             self.num_facts.append(triples)
         if schema.is_open:
             for name, value in self.connection.execute("SELECT name, value FROM meta WHERE name LIKE 'type %'"):
                 schema.types.setdefault(name[5:], Type(name[5:], *json.loads(value)))
+        if schema.held is None:
             used = {relation.id for relation, facts in zip(self.relations, self.num_facts, strict=True) if facts}
-            schema.relations = {name: row for name, row in schema.relations.items() if name in used | {ALIAS}}
-            schema.is_open = False  # now it has all
+            if self.connection.execute("SELECT 1 FROM meta WHERE name = 'aliases'").fetchone():
+                used.add(ALIAS)
+            types = self.connection.execute("SELECT substr(name, 11) FROM meta WHERE name LIKE 'used type %'")
+            schema.held = used, {row[0] for row in types}
+            if schema.is_open:
+                schema.relations = {name: row for name, row in schema.relations.items() if name in used | {ALIAS}}
+                schema.is_open = False  # now it has all
             schema.ask_only()
         self.candidates = lru_cache(REMEMBERED)(self._candidates)
         self.entity = lru_cache(REMEMBERED)(self._entity)

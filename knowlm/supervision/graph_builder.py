@@ -11,6 +11,7 @@ relations(number, id, triples, ...)
 import json
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +25,7 @@ from knowlm.supervision.graph_readers import (
     INSTANCE_OF,
     RELATION,
     SUBCLASS_OF,
+    TYPE,
     Entity,
     Name,
     Triple,
@@ -31,18 +33,18 @@ from knowlm.supervision.graph_readers import (
     local_name,
     reader_of,
 )
-from knowlm.supervision.graph_schema import VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
+from knowlm.supervision.graph_schema import LANGUAGES, VALUE_TYPES, Relation, Schema, Type, default_schema, read_schema
 from knowlm.supervision.names import fold, is_name
-from knowlm.supervision.values import kind_of
+from knowlm.supervision.values import kind_of, read_value
 
-VERSION = 4  # of the file's form; another one is built anew
+VERSION = 5  # of the file's form; another one is built anew
 BATCH = 20_000  # rows inserted at once
 DEEPEST = 14  # classes climbed
 STAGING = """
 CREATE TABLE staging.entities(key TEXT, type TEXT);
 CREATE TABLE staging.names(id INTEGER, language TEXT, name TEXT, rank INTEGER);
 CREATE TABLE staging.triples(head INTEGER, relation INTEGER, tail INTEGER, source INTEGER, line INTEGER);
-CREATE TABLE staging.literals(head INTEGER, relation INTEGER, value, source INTEGER, line INTEGER);
+CREATE TABLE staging.literals(head INTEGER, relation INTEGER, value, source INTEGER, line INTEGER, tail INTEGER);
 CREATE TABLE staging.classes(child INTEGER, parent TEXT, is_instance INTEGER);
 """
 TABLES = """
@@ -133,11 +135,17 @@ class GraphBuilder:
         self.connection, self.schema = connection, schema
         self.numbers = {name: number for number, name in enumerate(schema.relations)}
         self.is_strict: list[bool] = []  # of each source: whether what doesn't fit is an error
+        self.known_types = ",".join(f"'{kind}'" for kind in [*schema.types, *VALUE_TYPES.values()])
+        self.has_number_ids = False  # entities that have names and an id such as "12"
 
     def build(self, paths: Sequence[Path]) -> None:
         for source, path in enumerate(paths):
             self.is_strict.append(path.is_dir())
             self.read(path, source)
+        if self.schema.is_open or self.has_number_ids:
+            self.connection.execute("CREATE INDEX staging.names_of ON names(id)")
+        if self.has_number_ids:
+            self.link_number_ids()
         if self.schema.is_open:
             self.name_relations()
         self.fill_entities()
@@ -150,8 +158,10 @@ class GraphBuilder:
         self.connection.execute("BEGIN")
         for count, fact in enumerate(tqdm(reader_of(path)(path), desc=path.name, unit=" facts", disable=None)):
             if isinstance(fact, Name):
-                if name := fact.name.strip():
+                if name := unicodedata.normalize("NFC", fact.name.strip()):
                     rows["names"].append((id_of(fact.key), fact.language, name, fact.rank))
+                    if fact.rank < FALLBACK and not self.is_strict[source] and read_value(fact.key) is not None:
+                        self.has_number_ids = True
             elif isinstance(fact, Entity):
                 rows["entities"].append((fact.key, fact.type))
             else:
@@ -176,9 +186,14 @@ class GraphBuilder:
                 self.schema.relations[name] = Relation(name, "", "")
                 known[name] = [(name, False)]
         for relation, is_reversed in known.get(name, ()):
+            row, value = self.schema.relations[relation], fact.value
+            if relation == fact.relation and self.schema.is_open and row.name_en and "_" not in relation:
+                row.name_en = relation  # its "founder" may be no "founded by"
             number = self.numbers[relation]
-            if fact.value is not None:
-                rows["literals"].append((head, number, fact.value, source, fact.line))
+            if value is not None:
+                if isinstance(value, str) and row.tail_types == ("quantity",) and "-" not in value:
+                    value = float(value)  # no year after all
+                rows["literals"].append((head, number, value, source, fact.line, id_of(fact.tail)))
             else:
                 ends = (id_of(fact.tail), number, head) if is_reversed else (head, number, id_of(fact.tail))
                 rows["triples"].append((*ends, source, fact.line))
@@ -190,20 +205,36 @@ class GraphBuilder:
                 self.connection.executemany(f"INSERT INTO staging.{table} VALUES ({marks})", batch)
                 batch.clear()
 
+    def link_number_ids(self) -> None:
+        """Make a tail that looks like a number the entity with that id, where there is one with a name."""
+        is_entity = f"tail IN (SELECT id FROM staging.names WHERE rank < {FALLBACK})"
+        self.connection.execute(
+            "INSERT INTO staging.triples SELECT head, relation, tail, source, line FROM staging.literals "
+            f"WHERE {is_entity}"
+        )
+        self.connection.execute(f"DELETE FROM staging.literals WHERE {is_entity}")
+
     def name_relations(self) -> None:
-        """Call relations that the graph brought by their labels there, else by what their ids say."""
-        self.connection.execute("CREATE INDEX staging.names_of ON names(id)")
+        """Call relations by their labels in the graph, those that it brought else by what their ids say."""
         for relation in self.schema.relations.values():
-            for language, field in (("english", "name_en"), ("chinese", "name_zh")):
-                if getattr(relation, field):
-                    continue
-                label = self.connection.execute(
-                    "SELECT name FROM staging.names WHERE id IN (?, ?) AND rank < ? AND language IN (?, '') "
-                    "ORDER BY language = '', rank, name LIMIT 1",
-                    (*named_by(relation.id), FALLBACK, language),
-                ).fetchone()
-                spoken = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", local_name(relation.id))
-                setattr(relation, field, label[0] if label else spoken.lower() if " " in spoken else spoken)
+            spoken = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", local_name(relation.id))
+            spoken = spoken.lower() if " " in spoken else spoken
+            named = self.labels(*named_by(relation.id))
+            relation.name_en, relation.name_zh = (
+                label or old or spoken for label, old in zip(named, (relation.name_en, relation.name_zh), strict=True)
+            )
+
+    def labels(self, *keys: int) -> tuple[str, str]:
+        """What the graph calls a relation or a type in English and Chinese; empty if it doesn't."""
+        rows = [
+            self.connection.execute(
+                f"SELECT name FROM staging.names WHERE id IN ({','.join('?' * len(keys))}) AND rank < ? "
+                "AND language IN (?, '') ORDER BY language = '', rank, name LIMIT 1",
+                (*keys, FALLBACK, language),
+            ).fetchone()
+            for language in LANGUAGES
+        ]
+        return rows[0][0] if rows[0] else "", rows[1][0] if rows[1] else ""
 
     def fill_entities(self) -> None:
         """Entities with their types, those by climbing their classes where none is given."""
@@ -223,7 +254,8 @@ class GraphBuilder:
                 if not self.schema.is_open:
                     key = self.connection.execute("SELECT min(key) FROM entities WHERE type = ?", (kind,)).fetchone()
                     raise ValueError(f"entities.tsv: {key[0]} has type {kind}, which is not in types.tsv")
-                self.schema.types[kind] = Type(kind, kind, kind)
+                named = self.labels(id_of(TYPE + kind))
+                self.schema.types[kind] = Type(kind, named[0] or kind, named[1] or kind)
 
     def write_relations(self) -> None:
         rows = ((self.numbers[r.id], r.id, r.name_en, r.name_zh, 0) for r in self.schema.relations.values())
@@ -249,8 +281,8 @@ class GraphBuilder:
             ("literals", "tail", "kind(t.value)"),
         ):
             legal = f"SELECT 1 FROM takes WHERE relation = t.relation AND side = '{side}'"
-            unknown = f" AND {kind} != ''" if self.schema.is_open else ""  # an open graph need not have types
-            illegal = f"{kind} IS NULL OR (EXISTS ({legal}){unknown} AND NOT EXISTS ({legal} AND type = {kind}))"
+            known = f" AND {kind} IN ({self.known_types})" if self.schema.is_open else ""  # or types of its own
+            illegal = f"{kind} IS NULL OR (EXISTS ({legal}){known} AND NOT EXISTS ({legal} AND type = {kind}))"
             for source, path in enumerate(paths):
                 if self.is_strict[source]:
                     self.refuse_illegal(path, source, table, side, illegal, kind)
@@ -299,6 +331,9 @@ class GraphBuilder:
             CREATE UNIQUE INDEX temp.totals_ids ON totals(entity);
             UPDATE entities SET degree = ifnull((SELECT degree FROM totals WHERE entity = id), 0);
             UPDATE relations SET triples = ifnull((SELECT sum(heads) FROM degrees WHERE relation = number), 0);
+            INSERT INTO meta SELECT 'used type ' || type, '' FROM (SELECT DISTINCT type FROM entities WHERE type != '');
+            INSERT INTO meta SELECT 'aliases', '' WHERE EXISTS (
+                SELECT 1 FROM names WHERE rank > 0 AND rank < {FALLBACK});
         """)
 
 

@@ -3,7 +3,7 @@
 Each reader yields facts:
 
 ``Entity(key, type)``                     type: empty if the classes have to tell
-``Name(key, language, name, rank)``       of an entity, or a relation (RELATION before its id);
+``Name(key, language, name, rank)``       of an entity, a relation (RELATION before its id) or a type (TYPE before it);
                                           language: ``english``, ``chinese`` or empty (both);
                                           rank 0: its main name, FALLBACK: only if it has no other
 ``Triple(head, relation, tail, value)``   tail: an entity's key, unless there is a value as ``values.py`` has it
@@ -25,6 +25,7 @@ from knowlm.supervision.values import Value, read_value, write_date
 
 FALLBACK = 9
 RELATION = "relation "
+TYPE = "type "
 INSTANCE_OF = ("instance_of", "P31", "http://www.w3.org/1999/02/22-rdf-syntax-ns#type")
 SUBCLASS_OF = ("subclass_of", "P279", "http://www.w3.org/2000/01/rdf-schema#subClassOf")
 LABELS = ("http://www.w3.org/2000/01/rdf-schema#label", "http://www.w3.org/2004/02/skos/core#prefLabel")
@@ -105,7 +106,7 @@ def read_tables(folder: Path) -> Iterator[Fact]:
         yield Entity(row["id"], row["type"])
         for language, suffix in (("english", "en"), ("chinese", "zh")):
             names = [row.get(f"name_{suffix}") or "", *(row.get(f"aliases_{suffix}") or "").split("|")]
-            yield from (Name(row["id"], language, name, rank) for rank, name in enumerate(names) if name)
+            yield from (Name(row["id"], language, name, rank) for rank, name in ranked(names) if name)
     for row, number in rows_of(folder / "triples.tsv", ("head", "relation", "tail")):
         yield triple_of((row["head"], row["relation"], row["tail"]), number, is_year=True)
 
@@ -171,11 +172,12 @@ def plain_names(triple: Triple) -> Iterator[Fact]:
 
 
 def read_json_lines(path: Path) -> Iterator[Fact]:
-    """Objects of three kinds, in any order:
+    """Objects of four kinds, in any order:
 
     ``{"head", "relation", "tail"}``: ids or names; tail may be a number or a date;
     ``{"id", "names": {"en": ["Paris"], "zh": [...]} or ["Paris"], "type"}``: an entity;
-    ``{"relation", "names": {"en": "capital", "zh": "首都"}}``: how a relation is called.
+    ``{"relation", "names": {"en": "capital", "zh": "首都"}}``: how a relation is called;
+    ``{"type", "names"}``: how a type is called.
     An end that no entity object names is called by its id.
     """
     for number, line in lines_of(path):
@@ -190,16 +192,23 @@ def read_json_lines(path: Path) -> Iterator[Fact]:
             triple = triple_of([str(end).strip() for end in ends], number)
             yield triple
             yield from plain_names(triple)
-        elif isinstance(row, dict) and isinstance(row.get("id"), str):
-            kind = row.get("type") or ""
+        elif isinstance(row, dict) and type(row.get("id")) in (str, int) and str(row["id"]).strip():
+            key, kind = str(row["id"]).strip(), row.get("type") or ""
             if not isinstance(kind, str):
                 raise ValueError(f'{path}, line {number}: "type" must be a text, one of the ids in types.tsv')
-            yield Entity(row["id"], kind)
-            yield from (Name(row["id"], *rest) for rest in names_of(row.get("names"), path, number))
-        elif isinstance(row, dict) and isinstance(row.get("relation"), str):
-            yield from (Name(RELATION + row["relation"], *rest) for rest in names_of(row.get("names"), path, number))
+            yield Entity(key, kind)
+            if "names" not in row:
+                yield Name(key, "", key, FALLBACK)
+            yield from (Name(key, *rest) for rest in names_of(row.get("names", []), path, number))
+        elif (
+            isinstance(row, dict) and "names" in row and isinstance(about := row.get("relation", row.get("type")), str)
+        ):
+            key = (RELATION if "relation" in row else TYPE) + about
+            yield from (Name(key, *rest) for rest in names_of(row["names"], path, number))
         else:
-            raise ValueError(f"{path}, line {number}: an object with head, relation, tail, or with id and names")
+            raise ValueError(
+                f"{path}, line {number}: an object with head, relation and tail is needed, or one with id and names"
+            )
 
 
 def names_of(names: object, path: Path, line: int) -> Iterator[tuple[str, str, int]]:
@@ -210,7 +219,12 @@ def names_of(names: object, path: Path, line: int) -> Iterator[tuple[str, str, i
         if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
             raise ValueError(f'{path}, line {line}: "names" must be texts, or lists of texts under "en" and "zh"')
         if (language := language_of(code)) is not None:
-            yield from ((language, name, rank) for rank, name in enumerate(listed))
+            yield from ((language, name, rank) for rank, name in ranked(listed))
+
+
+def ranked(names: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """(rank, name): the first is the main name, the others are aliases."""
+    return ((min(rank, FALLBACK - 1), name) for rank, name in enumerate(names))
 
 
 def language_of(code: str) -> str | None:

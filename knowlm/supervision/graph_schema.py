@@ -136,6 +136,7 @@ class Schema:
     classes: dict[str, str]
     events: dict[str, EventType] = field(default_factory=dict)
     is_open: bool = False
+    held: tuple[set[str], set[str]] | None = None  # relations and types that the graph has, once it is read
     asked_relations: set[str] = field(default_factory=set)
     asked_types: set[str] = field(default_factory=set)
     asked_events: dict[str, EventType] = field(default_factory=dict)
@@ -153,7 +154,9 @@ class Schema:
                 self.relations_of[name.lstrip("^")].append((relation.id, name.startswith("^")))
 
     def ask_only(self, relations: Iterable[str] = (), types: Iterable[str] = ()) -> None:
-        """Ask only for these relations and entity types; none given: for all. Disambiguation still sees all.
+        """Ask only for these relations and entity types; none given: for those that the graph has.
+
+        Disambiguation still sees all. One that the graph never has would only ever be asked for in vain.
 
         Raises ValueError on one that the schema doesn't have.
         """
@@ -164,14 +167,15 @@ class Schema:
                 raise ValueError(
                     f"--{flag} {sorted(wanted - known.keys())[0]}: the graph has no such; it has {', '.join(known)}"
                 )
-        self.asked_relations = relations or set(self.relations)
-        self.asked_types = types or set(askable)
+        held = self.held or (set(self.relations), set(askable))
+        self.asked_relations = relations or held[0] & self.relations.keys()
+        self.asked_types = types or held[1] & set(askable)
         events = [event.only(self.asked_relations & self.relations.keys()) for event in self.events.values()]
         self.asked_events = {event.id: event for event in [*events, *self.named_events()] if event.roles}
 
     def named_events(self) -> list[EventType]:
         """The type of events that have a name: it is the trigger, and what relations link it to are its arguments."""
-        if EVENT not in self.types:
+        if EVENT not in self.types or (self.held and EVENT not in self.held[1]):
             return []
         linked = [row for row in self.relations.values() if EVENT in row.head_types and row.id in self.asked_relations]
         roles = tuple(Role(row.id, row.name_en, row.name_zh, ((row.id, "tail"),)) for row in linked)

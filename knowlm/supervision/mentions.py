@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from knowlm.supervision.documents import Document
 from knowlm.supervision.graph import Edges, KnowledgeGraph
-from knowlm.supervision.names import NameFinder, fold
+from knowlm.supervision.names import NameFinder, fold, sentence_capitals, with_small
 from knowlm.supervision.values import ValueMention, matching_span
 
+ARTICLE = "the "  # a title has a capital: "The Scream"
 ERAS = ("BC", "BCE", "AD", "CE")
 
 
@@ -39,13 +40,20 @@ class Choice:
 
 
 def find_mentions(
-    document: Document, graph: KnowledgeGraph, finder: NameFinder, values: Sequence[ValueMention] = ()
+    document: Document,
+    graph: KnowledgeGraph,
+    finder: NameFinder,
+    values: Sequence[ValueMention] = (),
+    starts: Iterable[int] = (0,),
 ) -> list[Mention]:
     """Mentions in reading order, none within another: the source's links, then names, the longest first.
 
     A name within one of ``values`` is none, nor is BC in "44 BC".
+    starts: of sentences, where a name that the graph writes small has a capital in English.
     """
     folded = fold(document.text)
+    capitals = sentence_capitals(folded, starts) if document.language == "english" else []
+    small = with_small(folded, capitals)
     links = [
         Mention(link.start, link.stop, candidates, is_link=True)
         for link in document.links
@@ -54,11 +62,16 @@ def find_mentions(
     value_at = {place: value for value in values for place in range(value.start, value.stop)}
     spans = [
         (start, stop)
-        for start, stop in finder.find(folded, [(link.start, link.stop) for link in links])
+        for start, stop in finder.find(folded, [(link.start, link.stop) for link in links], capitals)
         if not is_within(start, stop, value_at.get(start))
         and not (folded[start:stop] in ERAS and start - 2 in value_at)
     ]
-    names = [Mention(*span, graph.candidates(folded[slice(*span)], document.language)) for span in spans]
+    names = []
+    for start, stop in spans:
+        own, common = (graph.candidates(text[start:stop], document.language) for text in (folded, small))
+        if common and small.startswith(ARTICLE, start):
+            start += len(ARTICLE)  # "the Louvre" is a name of the graph, what it names stands in "Louvre"
+        names.append(Mention(start, stop, tuple(dict.fromkeys(own + common))))
     return sorted(links + [name for name in names if name.candidates], key=lambda m: m.start)
 
 
@@ -68,7 +81,9 @@ def is_within(start: int, stop: int, value: ValueMention | None) -> bool:
 
 def title_mentions(document: Document, graph: KnowledgeGraph, finder: NameFinder) -> list[Mention]:
     """What the title names: all of it if that is a name, else the first name in it."""
-    whole = graph.lookup(document.title, document.language) if document.title else ()
+    small = with_small(document.title, sentence_capitals(document.title, (0,)))
+    found = (graph.lookup(name, document.language) for name in (document.title, small) if name)
+    whole = next(filter(None, found), ())
     if whole:
         return [Mention(0, len(document.title), whole)]
     titled = find_mentions(Document(document.title, document.language), graph, finder)

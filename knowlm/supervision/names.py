@@ -1,10 +1,11 @@
 """Names of entities in text: Aho–Corasick automata hold all of a language, the longest name wins."""
 
 import heapq
+import re
 import sqlite3
 import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from ahocorasick_rs import AhoCorasick, Implementation
@@ -26,6 +27,8 @@ FUNCTION_WORDS = frozenset(
     within without would you your
     """.split()  # noqa: SIM905
 )
+LEAST_SMALL = 4  # letters of a name that is found with a capital of its sentence: shorter ones are often other words
+NO_WORD = re.compile(r"\W*")
 INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
 del INVISIBLE[ord("\n")]
 
@@ -43,16 +46,19 @@ class _Folded(dict):
         return self[code]
 
 
-FOLDED = _Folded({code: code for code in range(0x80)})
+ALIKE = {"-": "‐‑‒–−", "·": "・‧•", "'": "’ʼ"}  # hyphens, dots between names, apostrophes
+FOLDED = _Folded({code: code for code in range(0x80)} | {ord(m): ord(plain) for plain in ALIKE for m in ALIKE[plain]})
 
 
 def fold(text: str) -> str:
-    """Full-width letters and marks as ASCII, traditional Chinese as simplified: names are sought in this form.
+    """Full-width letters and marks as ASCII, traditional Chinese as simplified, marks that look alike as one.
+
+    Names are sought in this form.
 
     Character by character, so spans hold.
 
-    >>> fold("ＮＡＳＡ（臺灣）")
-    'NASA(台湾)'
+    >>> fold("ＮＡＳＡ（臺灣）"), fold("Huxley–Wilberforce")
+    ('NASA(台湾)', 'Huxley-Wilberforce')
     """
     return text if text.isascii() else text.translate(FOLDED)
 
@@ -93,6 +99,25 @@ def _joined(text: str, place: int) -> bool:
     return before.isalnum() and after.isalnum() and not (CHINESE_LETTER.match(before) or CHINESE_LETTER.match(after))
 
 
+def sentence_capitals(text: str, starts: Iterable[int]) -> list[int]:
+    """Where the first word of a sentence has a capital and then small letters.
+
+    >>> sentence_capitals('“Lead is grey. DNA is not. He', [0, 15, 26])
+    [1, 27]
+    """
+    firsts = (NO_WORD.match(text, start).end() for start in starts)  # type: ignore[union-attr]
+    return [place for place in firsts if text[place : place + 1].isupper() and text[place + 1 : place + 2].islower()]
+
+
+def with_small(text: str, places: Sequence[int]) -> str:
+    """With small letters at these places, where they are as long as the capitals."""
+    letters = list(text) if places else [text]
+    for place in places:
+        small = letters[place].lower()
+        letters[place] = small if len(small) == 1 else letters[place]
+    return "".join(letters)
+
+
 class NameFinder:
     """Finds every name of a language's entities in a text.
 
@@ -111,14 +136,24 @@ class NameFinder:
     def __len__(self) -> int:
         return self._names
 
-    def find(self, text: str, taken: Iterable[tuple[int, int]] = ()) -> list[tuple[int, int]]:
-        """Spans of a folded text in reading order, the longest first, none touching another or one that is taken."""
-        found = (
-            (start, stop)
-            for automaton in self._automata
-            for _, start, stop in automaton.find_matches_as_indexes(text, overlapping=True)
-        )
+    def find(
+        self, text: str, taken: Iterable[tuple[int, int]] = (), capitals: Sequence[int] = ()
+    ) -> list[tuple[int, int]]:
+        """Spans of a folded text in reading order, the longest first, none touching another or one that is taken.
+
+        capitals: where a capital may stand for a small letter. A name that begins with it has LEAST_SMALL letters.
+        """
+        found = set(self._matches(text))
+        if capitals:
+            places = set(capitals)
+            small = self._matches(with_small(text, capitals))
+            found.update(span for span in small if span[0] in places and span[1] - span[0] >= LEAST_SMALL)
         return longest([span for span in found if is_whole(text, *span)], taken)
+
+    def _matches(self, text: str) -> Iterator[tuple[int, int]]:
+        for automaton in self._automata:
+            for _, start, stop in automaton.find_matches_as_indexes(text, overlapping=True):
+                yield start, stop
 
 
 def name_finders(connection: sqlite3.Connection, languages: Sequence[str]) -> dict[str, NameFinder]:

@@ -5,14 +5,15 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from knowlm.supervision.documents import Document, Link, split_spans
+from knowlm.supervision.documents import Document, Link, sentences, split_spans
 from knowlm.supervision.graph import Edges, KnowledgeGraph
-from knowlm.supervision.graph_schema import ALIAS, EventType, Role, Topic
+from knowlm.supervision.graph_schema import ALIAS, VALUE_TYPES, EventType, Role, Topic
 from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, uncovered
 from knowlm.supervision.names import NameFinder
-from knowlm.supervision.values import ValueMention, find_values, matching_span
+from knowlm.supervision.values import NOWHERE, ValueMention, find_values, kind_of, matching_span
 
 SECTION = 20_000  # characters of a long document that are disambiguated together
+TIMES = {kind for kind, value in VALUE_TYPES.items() if value == "time"}
 Span = tuple[int, int]
 
 
@@ -108,11 +109,14 @@ def find_pieces(
     min_margin: a mention of several candidates whose choice was closer than that is left out.
     """
     titled = title_mentions(document, graph, finder)
-    spans = split_spans(document.text, document.language, length)
+    told = list(sentences(document.text, document.language))
+    spans = split_spans(document.text, document.language, length, told)
     for section in sections(spans):
-        part = within(document, section[0][0], section[-1][1])
+        begin, end = section[0][0], section[-1][1]
+        part = within(document, begin, end)
         written = find_values(part.text)
-        mentions = find_mentions(part, graph, finder, written)
+        starts = [max(start - begin, 0) for start, stop in told if begin < stop and start < end]
+        mentions = find_mentions(part, graph, finder, written, starts)
         values = uncovered(written, mentions)
         ends = {candidate for mention in titled + mentions for candidate in mention.candidates}
         edges = graph.edges(ends)
@@ -158,7 +162,8 @@ def moved(choice: Choice, by: int) -> Choice:
 
 
 def shifted(value: ValueMention, by: int) -> ValueMention:
-    return replace(value, start=value.start - by, stop=value.stop - by, year=(value.year[0] - by, value.year[1] - by))
+    year = (value.year[0] - by, value.year[1] - by) if value.year != NOWHERE else NOWHERE
+    return replace(value, start=value.start - by, stop=value.stop - by, year=year)
 
 
 def degrees_of(choices: Sequence[Choice], graph: KnowledgeGraph) -> dict[int, list[tuple[int, int, int]]]:
@@ -222,7 +227,9 @@ def value_matches(
     """Every date or quantity of an entity that the piece says, by its fullest mention."""
     for head, choice in first.items() if values else ():
         for number, value in graph.values(head):
-            said = [(span, mention) for mention in values if (span := matching_span(value, mention))]
+            is_time = set(graph.relations[number].tail_types) and set(graph.relations[number].tail_types) <= TIMES
+            told = [mention for mention in values if not is_time or kind_of(mention.value) == "time"]
+            said = [(span, mention) for mention in told if (span := matching_span(value, mention))]
             if said:
                 span = max(said, key=lambda pair: (pair[0][1] - pair[0][0], -pair[0][0]))[0]
                 evidence = {

@@ -24,15 +24,24 @@ DATES = (
     r"(?<!\w)(?P<y8>\d{1,2}) BCE?\b",
     r"(?P<y9>[一二三四五六七八九][〇○零一二三四五六七八九]{3})年",
 )
+UNIT = re.compile(  # behind three or four digits, that are no year then
+    r"[ -]?(?:(?:square |cubic |nautical )?(?:(?:kilo|centi|milli)?met(?:re|er)s?|miles?|feet|foot|yards?|inch(?:es)?"
+    r"|tons?|tonnes|kilograms?|grams?|pounds|dollars|euros|hectares|acres|lit(?:re|er)s|degrees|hours|minutes|days|years"
+    r"|per ?cent|km²?|m²?|cm|mm|kg|kW|MW|kph|mph|pages|copies|species|islands|inhabitants|residents)\b|°)"
+    r"|[多余]?(?:公里|千米|[厘毫]?米|人|吨|公斤|千?克|平方|立方|公顷|亩|℃|摄氏|华氏|度|岁|天|小时|户|座|个|种|名|位|艘|架"
+    r"|颗|所|次|册|页|卷|首|枚|块|美?元|英镑|英尺|英里|海里)"
+)
 BEGINS = r"(?=[\dADFJMNOS公前一二三四五六七八九])"  # looked at first: nearly every place is passed over by it
 DATE = re.compile(BEGINS + r"(?<![\d.,$€£¥-])(?:" + "|".join(DATES) + ")")
 TIMES = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12} | {"千": 1e3, "万": 1e4, "亿": 1e8}
 DIGITS = r"(?<![A-Za-z0-9_.,])(?P<digits>\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+(?:\.\d+)?)"
-NUMBER = re.compile(DIGITS + "(?: ?(?P<times>" + "|".join(TIMES) + r"))?(?!\d)")
+NUMBER = re.compile(DIGITS + "(?: ?(?P<times>" + "|".join(TIMES) + r"))?(?!\d|s\b)")
 HAS_DIGIT = re.compile(r"\d|[〇○零一二三四五六七八九]{4}年")
 GRAPH_DATE = re.compile(r"([+-]?)(\d{3,18})(?:-(\d\d)(?:-(\d\d))?)?(?:T[\d:.]+)?(?:Z|[+-]\d\d:\d\d)?")
 GRAPH_NUMBER = re.compile(r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 HAN_DIGITS = {digit: str(number) for number, digit in enumerate("〇一二三四五六七八九")} | {"零": "0", "○": "0"}
+YEAR = re.compile(r"\d{4}")
+NOWHERE = (0, 0)
 LEAST = 10  # a smaller quantity stands in every text
 
 
@@ -43,12 +52,12 @@ class ValueMention:
     start: int
     stop: int
     value: Value
-    year: tuple[int, int] = (0, 0)  # where a date's year stands
+    year: tuple[int, int] = NOWHERE  # where a date's year stands, or a number that a graph may have taken for one
     tolerance: float = 0.0
 
 
 def find_values(text: str) -> list[ValueMention]:
-    """Dates and quantities in reading order; a number that may be a year is taken for one.
+    """Dates and quantities in reading order; three or four digits are taken for a year unless a unit follows.
 
     >>> [mention.value for mention in find_values("Built on 6 May 1889 for 3.5 million people.")]
     ['1889-05-06', 3500000.0]
@@ -75,6 +84,8 @@ def _find_dates(text: str) -> Iterator[ValueMention]:
             following = text[match.end() : match.end() + 10]
             if not match["ce"] and re.match(r" ?(?:thousand|million|billion|trillion|万|亿|千)|\.\d", following):
                 continue
+            if not match["ce"] and not before and UNIT.match(text, match.end()):
+                continue
             yield ValueMention(*where, value, where)
             continue
         month = match[parts["m"]]
@@ -95,7 +106,9 @@ def _find_numbers(text: str) -> Iterator[ValueMention]:
         significant = digits.replace(".", "").lstrip("0")
         zeros = 0 if decimals else len(significant) - len(significant.rstrip("0"))
         rounded = len(significant) - zeros >= 2  # "300" may be exact, "3.5 million" hardly is
-        yield ValueMention(*match.span(), value, tolerance=0.5 * times * 10.0 ** (zeros - decimals) if rounded else 0.0)
+        year = match.span() if UNIT.match(text, match.end()) else NOWHERE
+        tolerance = 0.5 * times * 10.0 ** (zeros - decimals) if rounded else 0.0
+        yield ValueMention(*match.span(), value, year, tolerance)
 
 
 def read_value(text: str) -> Value | None:
@@ -120,9 +133,14 @@ def kind_of(value: Value) -> str:
 
 
 def matching_span(value: Value, mention: ValueMention) -> tuple[int, int] | None:
-    """Where ``mention`` says ``value``: all of it, or the year of a fuller date; None if it doesn't."""
+    """Where ``mention`` says ``value``: all of it, or the year of a fuller date; None if it doesn't.
+
+    Three or four digits alone, that either has for a year, may be a quantity for the other.
+    """
     if isinstance(value, str) != isinstance(mention.value, str):
-        return None
+        date, number = (value, mention.value) if isinstance(value, str) else (mention.value, value)
+        is_alike = mention.year != NOWHERE and YEAR.fullmatch(str(date)) and float(date) == number
+        return (mention.start, mention.stop) if is_alike else None
     if isinstance(value, str):
         said = str(mention.value)
         if value == said or value.startswith(f"{said}-"):
