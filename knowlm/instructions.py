@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from knowlm.files import HALF, read_records
-from knowlm.prompts import Prompter, begin_of, encode_plain
+from knowlm.prompts import Prompt, Prompter, encode, missing_begin
 
 AT_ONCE = 1000  # rows that the tokenizer takes in one call
 
@@ -54,7 +54,7 @@ def encode_rows(
 
     Prompt and answer are tokenised together, once: where they are apart, characters say. A token that holds any
     character of the answer belongs to the answer, so that " Paris" after a prompt that ends in a space is learned.
-    The BOS and the EOS are the only special tokens: those written in a row are text.
+    Special tokens are the BOS, the EOS and those of the template: those written in a row are text.
     """
     if not tokenizer.is_fast:
         raise ValueError(
@@ -62,13 +62,12 @@ def encode_rows(
         )
     if tokenizer.eos_token_id is None:
         raise ValueError(f"{tokenizer.name_or_path}: its tokenizer has no end token (eos_token); name one in its files")
-    bos = begin_of(tokenizer)
     for first in range(0, len(rows), AT_ONCE):
         part = rows[first : first + AT_ONCE]
         prompts = [prompter.prompt(row["instruction"], row.get("input")) for row in part]
-        texts = [prompt + row["output"] for prompt, row in zip(prompts, part, strict=True)]
-        encoded = encode_plain(tokenizer, texts, return_attention_mask=False, return_offsets_mapping=True)
-        for prompt, ids, spans in zip(prompts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+        texts = [Prompt(prompt + row["output"], prompt.written) for prompt, row in zip(prompts, part, strict=True)]
+        for prompt, (ids, spans) in zip(prompts, encode(tokenizer, texts, places=True), strict=True):
+            bos = missing_begin(tokenizer, ids)
             prompt_tokens = sum(stop <= len(prompt) for _, stop in spans)
             whole = np.array([*bos, *ids, tokenizer.eos_token_id], np.int32)
             answer_start = 1 if train_on_inputs else max(len(bos) + prompt_tokens, 1)

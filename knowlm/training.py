@@ -2,9 +2,11 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from knowlm.files import locked, read_json, replacing, sync
 
@@ -109,16 +111,22 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     resume_from_checkpoint: a checkpoint's folder, which must be whole (else ValueError); None takes the last whole one
     of ``output_dir``; ``"False"`` starts over.
     """
-    if str(resume_from_checkpoint).lower() in ("none", "true"):
+    if str(resume_from_checkpoint).lower() in ("", "none", "true"):
         return last_whole_checkpoint(output_dir)
     if str(resume_from_checkpoint).lower() == "false":
         return None
-    if not is_whole_checkpoint(str(resume_from_checkpoint)):
+    folder = Path(str(resume_from_checkpoint))
+    if not any(any(folder.glob(name)) for name in ("optimizer*", "global_step*")) and any(folder.glob("*config.json")):
         raise ValueError(
-            f"{resume_from_checkpoint}: not a whole checkpoint (trainer_state.json is missing or cut); "
+            f"{folder}: holds no optimizer's state, so it is a result and not a checkpoint; to tune it further, name "
+            "it as the base model (an adapter: after tools/weight_diff.py merge)"
+        )
+    if not is_whole_checkpoint(folder):
+        raise ValueError(
+            f"{folder}: not a whole checkpoint (trainer_state.json is missing or cut); "
             "name another or leave the flag out"
         )
-    return str(resume_from_checkpoint)
+    return str(folder)
 
 
 def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
@@ -128,6 +136,8 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
     if checkpoint and trainer.is_world_process_zero():
         print(f"going on from {checkpoint}", file=sys.stderr)
     with locked(output_dir) if trainer.is_world_process_zero() else nullcontext():
+        if trainer.args.world_size > 1 and not trainer.args.save_on_each_node:
+            require_shared(output_dir, checkpoint)
         trainer.train(resume_from_checkpoint=checkpoint)
         partial = output_dir / "final.partial"
         trainer.save_model(str(partial))  # every process takes part under ZeRO-3
@@ -144,6 +154,34 @@ def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
         if trainer.is_world_process_zero():
             draw_loss(trainer.state.log_history, output_dir / "loss.png")
         trainer.accelerator.end_training()
+
+
+def require_shared(output_dir: Path, checkpoint: str | None) -> None:
+    """Raise ValueError in every process where one of them sees another folder than the first, or another checkpoint to
+    go on from: they would wait for each other for ever.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list, gather_object
+
+    state = PartialState()
+    mark = output_dir / broadcast_object_list([f"{uuid4().hex}.partial"])[0]
+    if state.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    state.wait_for_everyone()
+    deadline = time.monotonic() + 10  # a network's disk tells late of new files
+    while not mark.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    seen = gather_object([(mark.exists(), checkpoint and Path(checkpoint).name)])
+    if state.is_main_process:
+        mark.unlink()
+    if len(set(seen)) > 1:
+        with suppress(OSError):
+            output_dir.rmdir()  # if it was made for this
+        raise ValueError(
+            f"--output_dir {output_dir}: the processes don't see the same files there; name one folder for all, "
+            "on a disk that the machines share"
+        )
 
 
 def draw_loss(history: Sequence[dict], path: Path) -> None:

@@ -50,7 +50,7 @@ class TuningSettings:
     warmup_steps: Annotated[int, "steps until the peak learning rate"] = 10
     logging_steps: Annotated[int, "steps between logged losses"] = 1
     save_steps: Annotated[int, "steps between checkpoints"] = 10
-    save_total_limit: Annotated[int, "checkpoints kept"] = 5
+    save_total_limit: Annotated[int, "checkpoints kept; 0: all"] = 5
     eval_steps: Annotated[int, "steps between validations"] = 10
     best_by: Annotated[str, "loss or f1: the result is the checkpoint of the best; else the last"] = ""
     eval_cases: Annotated[str, "cases (as finetune/evaluate.py's) to extract from at each validation"] = ""
@@ -102,7 +102,7 @@ def load_data(settings: TuningSettings) -> TuningData:
     Raises ValueError on what could not be trained.
     """
     check_settings(settings)
-    prompter = Prompter(settings.prompt_template_name)
+    prompter = Prompter(settings.prompt_template_name or "alpaca")
     cases = read_cases(settings.eval_cases)[: settings.num_eval_cases] if settings.eval_cases else []
     rows = read_rows(settings.data_path)
     refuse_gold(rows, settings.data_path)
@@ -152,8 +152,11 @@ def check_settings(settings: TuningSettings) -> None:
     for name, value in least.items():
         if getattr(settings, name) < value:
             raise ValueError(f"--{name} {getattr(settings, name)}: must be {value} or more")
-    if settings.num_epochs <= 0:
-        raise ValueError(f"--num_epochs {settings.num_epochs}: must be above 0")
+    for name in ("num_epochs", "learning_rate"):
+        if not 0 < getattr(settings, name) < math.inf:  # nor nan
+            raise ValueError(f"--{name} {getattr(settings, name)}: must be above 0, and a finite number")
+    if not 0 <= settings.seed < 1 << 32:
+        raise ValueError(f"--seed {settings.seed}: must be from 0 to {(1 << 32) - 1}")
     if settings.best_by not in ("", "loss", "f1"):
         raise ValueError(f"--best_by {settings.best_by}: loss or f1 is needed")
     if settings.best_by == "f1" and not settings.eval_cases:
@@ -223,7 +226,7 @@ def training_arguments(settings: TuningSettings, data: TuningData, gradient_chec
         save_total_limit=settings.save_total_limit,
         eval_strategy="steps" if data.is_validated else "no",
         eval_steps=settings.eval_steps,
-        eval_on_start=data.is_validated,
+        eval_on_start=data.is_validated and not find_checkpoint(settings.output_dir, settings.resume_from_checkpoint),
         load_best_model_at_end=bool(settings.best_by),
         metric_for_best_model=f"eval_{settings.best_by}" if settings.best_by else None,
         greater_is_better=settings.best_by == "f1",

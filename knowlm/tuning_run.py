@@ -92,6 +92,8 @@ def require_same(settings: "TuningSettings", folder: Path, run: dict, is_finishe
     for name, value in run.items():
         if old.get(name, value) == value:
             continue
+        if name == "lora_target_modules" and set(names_in(old[name])) == set(names_in(value)):
+            continue
         said = f"--{name} {value}: the run in {folder} has {old[name]}"
         if name == "examples_sha256":
             said = f"--data_path {settings.data_path}: the run in {folder} has other examples (rows, cutoff, split)"
@@ -99,6 +101,16 @@ def require_same(settings: "TuningSettings", folder: Path, run: dict, is_finishe
             said = f"--base_model {settings.base_model}: the run in {folder} tunes other weights"
         way_out = "" if is_finished else ", or start over with --resume_from_checkpoint False"
         raise ValueError(f"{said}; name another --output_dir{way_out}")
+
+
+def names_in(text: str) -> list[str]:
+    """The names of a list in any of the ways that it is written; one empty name where there are none.
+
+    >>> names_in("['q_proj', v_proj]")
+    ['q_proj', 'v_proj']
+    """
+    names = [name.strip("()[]'\" ") for name in text.split(",")]
+    return [name for name in names if name] or [""]
 
 
 def note_run(settings: "TuningSettings", run: dict) -> None:
@@ -116,4 +128,4 @@ def starts_over(settings: "TuningSettings") -> bool:
 
 
 def names_checkpoint(settings: "TuningSettings") -> bool:
-    return str(settings.resume_from_checkpoint).lower() not in ("none", "true", "false")
+    return str(settings.resume_from_checkpoint).lower() not in ("", "none", "true", "false")

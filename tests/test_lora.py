@@ -122,7 +122,7 @@ def test_packing_and_two_processes_change_no_loss(tune, tmp_path):
     assert len(set(step)) == 1
 
 
-@pytest.mark.parametrize("way", [{}, {"pack": True}, {"group_by_length": True}])
+@pytest.mark.parametrize("way", [{"val_set_size": 3}, {"pack": True}, {"group_by_length": True}])
 def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, tiny_llama, data, tmp_path, way):
     """The rest of the data, of the schedule and of dropout's random numbers."""
     way = {"batch_size": 4, "num_epochs": 3, "save_steps": 4, "val_set_size": 0, "lora_dropout": 0.2} | way
@@ -132,7 +132,8 @@ def test_a_killed_run_goes_on_with_the_very_losses_of_an_undisturbed_one(tune, t
     kill_behind_a_checkpoint(command, tmp_path / "killed")
     result = tune("killed", **way)
     assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
-    assert history(tmp_path / "killed") == history(tmp_path / "whole")
+    for key in ("loss", "eval_loss"):
+        assert history(tmp_path / "killed", key) == history(tmp_path / "whole", key)
     expected = adapter(tmp_path / "whole")
     assert all(torch.equal(value, expected[name]) for name, value in adapter(tmp_path / "killed").items())
 
@@ -165,12 +166,7 @@ def test_a_run_does_not_go_on_as_another(tune, stopped, tiny_llama, sharp_llama,
     before = files_of(tmp_path / "lora")
     assert not (tmp_path / "lora/adapter_config.json").exists()
     changes = [{"lora_alpha": 64}, {"lora_r": 8}, {"lora_target_modules": "[q_proj]"}, {"batch_size": 4}, {"seed": 1}]
-    changes += [
-        {"learning_rate": 0.5},
-        {"base": sharp_llama},
-        {"cutoff_len": 90},
-        {"prompt_template_name": "./t.json"},
-    ]
+    changes += [{"learning_rate": 0.5}, {"base": sharp_llama}, {"cutoff_len": 90}, {"prompt_template_name": "./t.json"}]
     template = {"prompt_input": "{instruction}{input}=", "prompt_no_input": "{instruction}=", "response_split": "="}
     (tmp_path / "t.json").write_text(json.dumps(template))
     for change in changes:
@@ -189,6 +185,38 @@ def test_a_run_does_not_go_on_as_another(tune, stopped, tiny_llama, sharp_llama,
     same = {"base": tmp_path / "moved", "num_epochs": 0.5, "pack": True, "micro_batch_size": 1}
     result = tune("lora", **stopped | same)
     assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+
+
+def test_a_run_goes_on_where_its_layers_are_written_another_way(tune, stopped):
+    layers = "['v_proj','q_proj', k_proj,o_proj,down_proj,up_proj,gate_proj,]"
+    result = tune("lora", **stopped | {"num_epochs": 0.5, "lora_target_modules": layers})
+    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+
+
+def test_a_result_is_not_taken_for_a_checkpoint(tune, tmp_path):
+    """Without the optimizer's state it would go on as another run, in silence."""
+    assert tune("lora", num_epochs=0.1).returncode == 0
+    result = tune("other", resume_from_checkpoint=tmp_path / "lora", num_epochs=1)
+    assert result.returncode == 1 and "it is a result and not a checkpoint" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "other").exists()
+
+
+def test_machines_that_share_no_folder_are_refused(tiny_llama, data, tmp_path):
+    """The second one would have no checkpoint to go on from, and they would wait for each other."""
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ours |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    machines = []
+    for rank in "01":
+        command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / f"disk{rank}/lora")]
+        environment = os.environ | ours | {"RANK": rank}
+        machines.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    for machine in machines:
+        _, said = machine.communicate(timeout=300)
+        assert machine.returncode == 1 and "on a disk that the machines share" in said.splitlines()[-1], said
+    assert not list(tmp_path.glob("disk*/lora"))
 
 
 def test_starting_over_leaves_nothing_that_a_later_start_would_go_on_from(tune, stopped, tmp_path):
@@ -318,6 +346,10 @@ def test_another_architecture_is_tuned_where_its_layers_are_named(tune, tiny_tok
         ({"load_8bit": True, "load_4bit": True}, "leave one out"),
         ({"cutoff_len": 20}, "cuts the answer off every example"),
         ({"micro_batch_size": 0}, "must be 1 or more"),
+        ({"lora_alpha": 0}, "--lora_alpha 0: must be 1 or more"),
+        ({"learning_rate": -1}, "--learning_rate -1.0: must be above 0"),
+        ({"num_epochs": "nan"}, "--num_epochs nan: must be above 0"),
+        ({"seed": -1}, "--seed -1: must be from 0"),
         ({"base_model": "./nowhere"}, "no such model folder"),
         ({"lora_target_modules": "[q_proj,w_pack]"}, "w_pack: "),
         ({"cutof_len": 5}, "unrecognized arguments: --cutof_len"),

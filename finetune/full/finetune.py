@@ -26,7 +26,7 @@ from knowlm.tuning import TuningSettings, ending, load_data, make_trainer, takin
 class FullSettings(TuningSettings):
     learning_rate: Annotated[float, "peak learning rate"] = 2e-5
     save_steps: Annotated[int, "steps between checkpoints, each three times the model in 32 bits"] = 100
-    save_total_limit: Annotated[int, "checkpoints kept"] = 1
+    save_total_limit: Annotated[int, "checkpoints kept; 0: all"] = 1
     eval_steps: Annotated[int, "steps between validations"] = 100
     deepspeed: Annotated[str | None, "DeepSpeed's settings, such as pretrain/configs/zero3.json"] = None
     local_rank: Annotated[int, "for DeepSpeed's launcher"] = -1

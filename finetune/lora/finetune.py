@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout hol
 from knowlm.cli import run_fire
 from knowlm.training import train_and_save, use_one_gpu_per_process
 from knowlm.tuning import TuningSettings, ending, load_data, make_trainer, say, taking, training_arguments
+from knowlm.tuning_run import names_in
 
 TARGETS = "[q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj]"
 
@@ -37,8 +38,9 @@ class LoraSettings(TuningSettings):
 def main(settings: LoraSettings) -> None:
     if settings.load_8bit and settings.load_4bit:
         raise ValueError("--load_8bit and --load_4bit: the base is in one of them; leave one out")
-    if settings.lora_r < 1:
-        raise ValueError(f"--lora_r {settings.lora_r}: must be 1 or more")
+    for name in ("lora_r", "lora_alpha"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name} {getattr(settings, name)}: must be 1 or more")
     if not 0 <= settings.lora_dropout < 1:
         raise ValueError(f"--lora_dropout {settings.lora_dropout}: must be 0 or more and below 1")
     data = load_data(settings)
@@ -87,7 +89,7 @@ def find_targets(settings: LoraSettings) -> list[str] | str:
     """The layers to adapt; ValueError, with those that there are, where the model has none of a name."""
     from knowlm.models import linear_layers
 
-    targets = [name.strip("()[]'\" ") for name in settings.lora_target_modules.split(",")]
+    targets = names_in(settings.lora_target_modules)
     if targets == ["all-linear"]:
         return "all-linear"
     names = linear_layers(settings.base_model)
