@@ -52,8 +52,8 @@ UNANSWERED = "?"  # can't be parsed, so counts as a miss
 def main() -> None:
     args = parse_args()
     cases = read_cases(args.data)
-    if args.grounded:
-        check_grounded(cases, args)
+    if args.grounded or args.filtered:
+        check_questions(cases, args)
     report = Path(args.report)
     thresholds = read_threshold(args.threshold, {case["task"] for case in cases}) if args.threshold else {}
     with locked(report):
@@ -83,8 +83,8 @@ def main() -> None:
     print(f"{report}: {one_line(metrics)}")
 
 
-def check_grounded(cases: list[dict], args) -> None:
-    """Raise ValueError naming the case whose schema can't be put into a grammar."""
+def check_questions(cases: list[dict], args) -> None:
+    """Raise ValueError naming the case whose schema can't be asked for in batches of labels."""
     for case in cases:
         try:
             split([grounded_question_of(case)], WINDOW, OVERLAP, args.labels_at_once)
@@ -112,7 +112,8 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
     found = []
     for order in range(args.schema_orders):
         asked = [reordered(case, order) for case in cases] if order else cases
-        if args.grounded:
+        extracts = args.grounded or args.filtered
+        if extracts:
             questions = [grounded_question_of(case) for case in asked]
         else:
             questions = [question_of(case, args.form) for case in asked]
@@ -122,13 +123,14 @@ def answers_by_order(args, cases: list[dict], report: Path) -> list[list[str]]:
             "changed": weight_times(args.base_model, args.lora_weights),
         }
         answers = answer_all(questions, load, report / f"answers-{order}.jsonl", job)
-        found.append([grounded_output(c, a) for c, a in zip(cases, answers, strict=True)] if args.grounded else answers)
+        found.append([grounded_output(c, a) for c, a in zip(cases, answers, strict=True)] if extracts else answers)
     return found
 
 
 def answerer(args) -> Answerer:
     """What answers the questions: a model or a server, freely or under the grammar."""
-    options = {"labels_at_once": args.labels_at_once} if args.grounded else {}
+    extracts = args.grounded or args.filtered
+    options = {"labels_at_once": args.labels_at_once} if extracts else {}
     if args.server and args.grounded:
         return server_grounded_answers(args.server, args.batch_size, max_tokens=args.max_new_tokens, **options)
     if args.server:
@@ -140,12 +142,12 @@ def answerer(args) -> Answerer:
     prompter = Prompter(args.prompt_template)
     model, tokenizer = load_for_generation(args.base_model, args.lora_weights, args.load_8bit)
     settings = GenerationSettings(max_new_tokens=args.max_new_tokens)
-    answers = grounded_answers if args.grounded else model_answers
+    answers = partial(grounded_answers, free=args.filtered) if extracts else model_answers
     return answers(model, tokenizer, prompter, settings, batch_size=args.batch_size, **options)
 
 
 def grounded_output(case: dict, answer: str) -> str:
-    """The items of a grounded answer as a JSON list, with their scores."""
+    """The items of a grounded or filtered answer as a JSON list, with their scores if they have some."""
     return json.dumps(items_of(case["task"], json.loads(answer)["records"]), ensure_ascii=False)
 
 
@@ -165,7 +167,14 @@ def parse_args():
         "--grounded", action="store_true", help="hold answers to the text's spans and the schema's labels (no --form)"
     )
     parser.add_argument(
-        "--labels_at_once", type=int, help="of the schema, in a grounded prompt (default: 6 for NER, else 4)"
+        "--filtered",
+        action="store_true",
+        help="ask as --grounded does, but decode freely and drop what the text doesn't hold or the schema hasn't",
+    )
+    parser.add_argument(
+        "--labels_at_once",
+        type=int,
+        help="of the schema, in a prompt, grounded or filtered (default: 6 for NER, else 4)",
     )
     parser.add_argument(
         "--threshold",
@@ -194,8 +203,10 @@ def parse_args():
         refuse("--lora_weights and --load_8bit go with --base_model")
     if args.grounded and (args.predictions or args.form != "tuple"):
         refuse("--grounded asks a model or a server, in its own form; --predictions and --form don't go with it")
-    if args.labels_at_once is not None and not args.grounded:
-        refuse("--labels_at_once goes with --grounded; a free answer is asked for all labels at once")
+    if args.filtered and (not args.base_model or args.grounded or args.form != "tuple"):
+        refuse("--filtered asks a --base_model, in its own form; --grounded and --form don't go with it")
+    if args.labels_at_once is not None and not (args.grounded or args.filtered):
+        refuse("--labels_at_once goes with --grounded or --filtered; else all labels are asked for at once")
     if args.threshold and not args.grounded and not args.predictions:
         refuse("--threshold needs --grounded, or such a run's --predictions: only grounded answers have scores")
     if args.server and not args.server.startswith(("http://", "https://")):

@@ -122,6 +122,20 @@ def test_grounded_answers_parse_and_their_threshold_is_taken_to_other_cases(run_
         assert none[task]["predicted"] == 0
 
 
+@pytest.mark.slow
+def test_filtered_answers_are_free_ones_without_what_text_or_schema_lack(run_warm, data, talkative_llama, tmp_path):
+    command = ["finetune/evaluate.py", "--data", data, "--base_model", talkative_llama, "--max_new_tokens", 30]
+    for name, flags in (("free", []), ("filtered", ["--filtered"])):
+        result = run_warm(*command, *flags, "--report", tmp_path / name)
+        assert result.returncode == 0, result.stderr
+    free, filtered = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("free", "filtered"))
+    assert free["unparsable"] > 0 and filtered["unparsable"] == 0
+    assert "thresholds" not in filtered  # no scores
+    for case, line in zip(CASES, (tmp_path / "filtered/predictions.jsonl").read_text().splitlines(), strict=True):
+        for item in json.loads(json.loads(line)["output"]):
+            assert all(item[name] in case["input"] for name in ("text", "head", "tail") if name in item)
+
+
 def test_an_answer_that_ends_in_half_a_character_is_scored_and_kept(run_script, data, tmp_path):
     answers = [{"id": case["id"], "output": "(Rome,place)\ud83d"} for case in CASES]
     (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
@@ -225,6 +239,8 @@ def test_a_misspelled_file_is_answered_with_the_nearest(run_script, data, tmp_pa
         (["--predictions", "x", "--load_8bit"], "go with --base_model"),
         (["--predictions", "x", "--batch_size", "0"], "must be at least 1"),
         (["--server", "http://127.0.0.1:9", "--labels_at_once", "8"], "--labels_at_once goes with --grounded"),
+        (["--server", "http://127.0.0.1:9", "--filtered"], "--filtered asks a --base_model"),
+        (["--base_model", "x", "--filtered", "--grounded"], "--grounded and --form don't go with it"),
         (["--predictions", "x", "--schema_orders", "2"], "answers in a file have one order"),
     ],
 )
