@@ -140,6 +140,7 @@ def test_an_article_is_no_part_of_a_name_unless_it_begins_a_title(tmp_path):
     [
         ("Huxley-Wilberforce debate", "The Huxley–Wilberforce debate was in Oxford."),
         ("L'Oréal", "L’Oréal has an office in Oxford."),
+        ("New College", "New\u00a0College is in Oxford."),
         ("Universite\u0301 de Paris", "The Université de Paris is older than Oxford."),
         ("Université de Paris", "The Universite\u0301 de Paris is older than Oxford."),
         ("列奥纳多·达·芬奇", "列奥纳多・达・芬奇没有去过Oxford。"),
