@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from knowlm.extraction.cases import read_instruction
 from knowlm.extraction.forms import (
     DATA,
     FORMS,
@@ -200,6 +201,13 @@ def test_every_task_and_language_has_every_wording_once():
             assert tuple(DATA["wordings"][language][task]) == WORDINGS
             assert len(set(INSTRUCTIONS[task, language])) == len(WORDINGS)
             assert set(DATA["asked"][language][task]) == set(forms_of(task))
+
+
+def test_a_label_with_a_mark_of_the_list_is_quoted_in_it():
+    assert ': "works, novels", person (real). ' in render("NER", ["works, novels", "person (real)"])
+    assert '"省、市"、人物' in render("NER", ["省、市", "人物"], language="chinese")
+    for schema in (["works, novels", 'so-called "novels"', '"'], [{"type": "a, b", "roles": ["c, d", "e"]}]):
+        assert read_instruction(render("NER" if schema[1:] else "EE", schema))["schema"] == schema
 
 
 def test_the_first_wordings_stay_as_models_were_tuned_on_them():

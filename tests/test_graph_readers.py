@@ -195,7 +195,7 @@ def test_a_wikidata_dump_is_read(tmp_path, compress):
     lines = ",\n".join(json.dumps(entity, ensure_ascii=False) for entity in WIKIDATA)
     path.write_bytes((compress or bytes)(f"[\n{lines}\n]\n".encode()))
     graph = graph_of(path)
-    text = "Victor Hugo, born on February 26, 1802, spoke French in Paris, France, among 2.1 million people."
+    text = "Victor Hugo, born February 26, 1802, spoke French in Paris, the capital of France, among 2.1 million people."
     assert found(graph, text) == {
         ("Victor Hugo", "date of birth", "February 26, 1802"),
         ("France", "capital", "Paris"),  # of P1376, the other way round
@@ -268,6 +268,8 @@ def test_a_full_disk_is_told_and_leaves_nothing(tmp_path):
         ("1889-05-06", "on May 6th, 1889 it", "May 6th, 1889"),
         ("1889-05-06", "于1889年5月6日落成", "1889年5月6日"),
         ("1889-05-06", "since 1889.", "1889"),
+        ("1889-05-06", "on 1889/5/6 it", "1889/5/6"),
+        ("1889-05-06", "on 6.5.1889.", "6.5.1889"),
         ("1889", "on 6 May 1889 it", "1889"),
         ("1889-05-06", "in June 1889", None),
         ("-0044", "in 44 BC", "44"),

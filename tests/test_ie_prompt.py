@@ -43,6 +43,12 @@ def test_a_wrong_schema_is_refused(task, written, message):
         read_schema(task, written)
 
 
+def test_a_label_given_twice_is_asked_for_once():
+    assert read_schema("NER", "person,place,person") == ["person", "place"]
+    events = read_schema("EE", "trip:place/time,trip:place/traveller")
+    assert events == [{"type": "trip", "roles": ["place", "time", "traveller"]}]
+
+
 def test_all_wordings_of_a_form_are_printed(run_script):
     result = run_script(SCRIPT, "--task", "RE", "--schema", "country", "--form", "curly")
     assert result.stdout == "".join(

@@ -140,6 +140,7 @@ def test_an_article_is_no_part_of_a_name_unless_it_begins_a_title(tmp_path):
     [
         ("Huxley-Wilberforce debate", "The Huxley–Wilberforce debate was in Oxford."),
         ("L'Oréal", "L’Oréal has an office in Oxford."),
+        ("New College", "New\u00a0College is in Oxford."),
         ("Universite\u0301 de Paris", "The Université de Paris is older than Oxford."),
         ("Université de Paris", "The Universite\u0301 de Paris is older than Oxford."),
         ("列奥纳多·达·芬奇", "列奥纳多・达・芬奇没有去过Oxford。"),
@@ -162,6 +163,26 @@ def test_what_a_graph_never_has_is_not_asked_for(tmp_path):
     with (tmp_path / "graph.jsonl").open("a") as file:
         file.write(json.dumps({"id": "Paris", "names": {"en": ["Paris", "City of Light"]}}) + "\n")
     assert graph_of(tmp_path / "graph.jsonl").schema.asked_relations == {"country", "alternative_name"}
+
+
+def test_a_fact_of_a_relation_with_words_needs_one_beside_its_tail(folder):
+    lines = TABLES["relations.tsv"]
+    rows = [f"{lines[0]}\twords_en\twords_zh", *lines[1:2], f"{lines[2]}\tborn|native\t生于", *lines[3:]]
+    (folder / "relations.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    graph = graph_of(folder)
+
+    def found(text, language="english"):
+        finder = NameFinder(graph.connection, language)
+        return {row[1] for row in triples_of(find_pieces(document_of(text, language), graph, finder, 100))}
+
+    assert found("Hugo, of France, was Born in Paris.") == {"birthplace", "located_in"}
+    assert found("Hugo wrote. He was a native of Paris.") == {"birthplace"}
+    assert found("Hugo saw Paris in 1802, reborn. He was born.") == {"birth_year"}
+    assert found("雨果生于巴黎。", "chinese") == {"birthplace"} and not found("雨果来到巴黎。", "chinese")
+    (folder / "own.tsv").write_text("Hugo\tbirthplace\tParis\n")  # of a graph without types: in its own sense
+    assert graph_of(folder / "own.tsv").schema.relations["birthplace"].words["english"]
+    graph = graph_of(folder / "own.tsv")
+    assert found("Hugo saw Paris.") == {"birthplace"}
 
 
 def test_an_ambiguous_name_goes_to_the_neighbour_of_what_was_read(folder):

@@ -1,6 +1,7 @@
 """Cases: a text, a task with its schema, and the gold answer; and the instruction rows that are made of them."""
 
 import itertools
+import json
 import random
 import re
 from collections.abc import Sequence
@@ -122,8 +123,6 @@ def without_input(question: str) -> tuple[str, str]:
 def read_instruction(instruction: str) -> dict | None:
     """``{"task", "language", "schema"}`` of an instruction that ``render`` wrote; None if it didn't.
 
-    A label with the mark in it that stands between labels (``, `` or ``、``) is read as two.
-
     >>> read_instruction(render("EE", [{"type": "trip", "roles": ["who", "where"]}]))["schema"]
     [{'type': 'trip', 'roles': ['who', 'where']}]
     """
@@ -131,12 +130,25 @@ def read_instruction(instruction: str) -> dict | None:
         if match := pattern.fullmatch(instruction):
             listed = next(group for group in match.groups() if group is not None)
             joint = "、" if language == "chinese" else ", "
-            schema: list = listed.split(joint)
+            schema: list = _labels(listed, joint)
             if task == "EE":
                 events = re.findall(rf"(.+?)\(([^()]*)\)(?:{joint}|$)", listed)
-                schema = [{"type": kind, "roles": roles.split(joint) if roles else []} for kind, roles in events]
+                schema = [{"type": _labels(kind, joint)[0], "roles": _labels(roles, joint)} for kind, roles in events]
             return {"task": task, "language": language, "schema": schema}
     return None
+
+
+def _labels(listed: str, joint: str) -> list[str]:
+    """The labels that ``render`` wrote with ``joint`` between, those in quotes as JSON strings."""
+    found = re.findall(rf'("(?:[^"\\]|\\.)*"|.+?)(?:{joint}|$)', listed, re.DOTALL)
+    return [_unquoted(label) for label in found]
+
+
+def _unquoted(label: str) -> str:
+    try:
+        return json.loads(label) if label.startswith('"') else label
+    except ValueError:  # an instruction of another's
+        return label
 
 
 @cache

@@ -49,9 +49,9 @@ def render(task: str, schema: Sequence, form: str = "tuple", language: str = "en
     _check(task, form, language)
     joint = "、" if language == "chinese" else ", "
     if task == "EE":
-        labels = joint.join(f"{event['type']}({joint.join(event['roles'])})" for event in schema)
+        labels = joint.join(f"{_label(event['type'])}({joint.join(map(_label, event['roles']))})" for event in schema)
     else:
-        labels = joint.join(schema)
+        labels = joint.join(map(_label, schema))
     wordings = INSTRUCTIONS[task, language]
     return wordings[variant % len(wordings)].format(
         schema=labels,
@@ -68,6 +68,11 @@ def _check(task: str, form: str, language: str) -> None:
         raise ValueError(f"no instructions in {language}; languages are {', '.join(LANGUAGES)}")
     if form not in forms_of(task):
         raise ValueError(f"{task} answers have no form {form}; their forms are {', '.join(forms_of(task))}")
+
+
+def _label(label: str) -> str:
+    """A label in a list of them: one that holds a mark of the list is quoted."""
+    return json.dumps(label, ensure_ascii=False) if re.search(r'[,，、"\n\r]', label) else label
 
 
 def _example(task: str, schema: Sequence, language: str) -> list[dict]:

@@ -9,7 +9,7 @@ from knowlm.files import require_file
 
 
 def read_schema(task: str, given: str) -> list:
-    """A list of labels; for EE of ``{"type", "roles"}``.
+    """A list of labels, each once; for EE of ``{"type", "roles"}``.
 
     given: a JSON list, or labels with commas between (an event type is written type:role/role), or the path of a file
     of either. Raises ValueError where that names no label.
@@ -37,7 +37,12 @@ def read_schema(task: str, given: str) -> list:
         entries = [label.strip() for label in text.replace("，", ",").replace("\n", ",").split(",") if label.strip()]
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{where}: names no label; write labels with commas between, or a JSON list")
-    return [_event(entry, where) if task == "EE" else _label(entry, where) for entry in entries]
+    if task != "EE":
+        return list(dict.fromkeys(_label(entry, where) for entry in entries))
+    roles: dict[str, list[str]] = {}
+    for event in (_event(entry, where) for entry in entries):
+        roles.setdefault(event["type"], []).extend(event["roles"])
+    return [{"type": kind, "roles": list(dict.fromkeys(listed))} for kind, listed in roles.items()]
 
 
 def _label(entry: Any, where: str) -> str:

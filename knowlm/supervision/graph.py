@@ -10,7 +10,7 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 
-from knowlm.supervision.graph_schema import ALIAS, Relation, Schema, Type
+from knowlm.supervision.graph_schema import ALIAS, Relation, Schema, Type, default_schema
 from knowlm.supervision.names import fold
 from knowlm.supervision.values import Value, ValueMention, value_range
 
@@ -47,6 +47,9 @@ class KnowledgeGraph:
         if schema.is_open:
             for name, value in self.connection.execute("SELECT name, value FROM meta WHERE name LIKE 'type %'"):
                 schema.types.setdefault(name[5:], Type(name[5:], *json.loads(value)))
+        if schema.is_open:  # the relations that the graph brought, in an order that its lines' order doesn't change
+            brought = sorted(schema.relations.keys() - default_schema().relations.keys())
+            schema.relations |= {name: schema.relations.pop(name) for name in brought}
         if schema.held is None:
             used = {relation.id for relation, facts in zip(self.relations, self.num_facts, strict=True) if facts}
             if self.connection.execute("SELECT 1 FROM meta WHERE name = 'aliases'").fetchone():
@@ -57,6 +60,8 @@ class KnowledgeGraph:
                 schema.relations = {name: row for name, row in schema.relations.items() if name in used | {ALIAS}}
                 schema.is_open = False  # now it has all
             schema.ask_only()
+        places = {name: place for place, name in enumerate(schema.relations)}
+        self.places = [places.get(relation.id, len(places)) for relation in self.relations]  # by number, in the schema
         self.candidates = lru_cache(REMEMBERED)(self._candidates)
         self.entity = lru_cache(REMEMBERED)(self._entity)
         self.values = lru_cache(REMEMBERED)(self._values)
@@ -80,7 +85,7 @@ class KnowledgeGraph:
         rows = self.connection.execute(
             "SELECT relation, value FROM literals WHERE head = ? ORDER BY relation, value LIMIT 1000", (entity,)
         )
-        return rows.fetchall()
+        return sorted(rows, key=lambda row: self.places[row[0]])
 
     def edges(self, entities: Collection[int]) -> Edges:
         """All triples between some entities, in both directions."""
@@ -92,6 +97,9 @@ class KnowledgeGraph:
             "CROSS JOIN wanted b ON b.id = t.tail ORDER BY t.head, t.tail, t.relation"
         ):
             found[head][tail].append(relation)
+        for tails in found.values():
+            for relations in tails.values():
+                relations.sort(key=self.places.__getitem__)
         return found
 
     def key(self, entity: int) -> str:

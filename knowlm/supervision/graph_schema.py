@@ -2,8 +2,10 @@
 
 A schema is a folder of tables, separated by tabs, with a header:
 
-``relations.tsv``  id, name_en, name_zh, head_types, tail_types (ids separated by ``|``; none: any); and, where it reads
-                   another's graph, properties (``P36|^P1376``; ``^``: head and tail change places), transitive (yes)
+``relations.tsv``  id, name_en, name_zh, head_types, tail_types (ids separated by ``|``; none: any); words_en, words_zh:
+                   beginnings of words of which the tail's sentence has one where such a fact is stated (born, 生于;
+                   none: any will do); and, where it reads another's graph, properties (``P36|^P1376``; ``^``: head and
+                   tail change places), transitive (yes)
 ``types.tsv``      id, name_en, name_zh; asked (no: too wide to be asked for; never: no entity at all, as languages)
 ``topics.tsv``     id, name_en, name_zh, types: what a text is about, by the type of its main entity
 ``classes.tsv``    class, type: where climbing from class to class ends
@@ -80,6 +82,7 @@ class Relation(Label):
     tail_types: tuple[str, ...] = ()
     properties: tuple[str, ...] = ()
     transitive: bool = False
+    words: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by language
 
     def is_like(self, other: "Relation") -> bool:
         """Whether both could link the same two entities, so that one may be taken for the other."""
@@ -236,7 +239,9 @@ def read_schema(folder: str | Path) -> Schema:
             raise ValueError(f"{folder / 'relations.tsv'}, line {number}: {sorted(unknown)[0]} is not in types.tsv")
         transitive = row.get("transitive") == "yes" or row["id"] in TRANSITIVE
         properties = parts(row.get("properties", ""))
-        relations[row["id"]] = Relation(row["id"], row["name_en"], row["name_zh"], heads, tails, properties, transitive)
+        words = {language: parts(row.get(f"words_{short}", "")) for language, short in LANGUAGES.items()}
+        names = (row["id"], row["name_en"], row["name_zh"])
+        relations[row["id"]] = Relation(*names, heads, tails, properties, transitive, words)
     topics = {
         row["id"]: Topic(**label_of(row), types=parts(row["types"])) for row in rows("topics.tsv", *NAMED, "types")
     }

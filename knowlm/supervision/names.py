@@ -29,7 +29,7 @@ FUNCTION_WORDS = frozenset(
 )
 LEAST_SMALL = 4  # letters of a name that is found with a capital of its sentence: shorter ones are often other words
 NO_WORD = re.compile(r"\W*")
-INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
+INVISIBLE = dict.fromkeys([*range(0x20), *range(0x7F, 0xA1), 0xAD, 0x202F, 0x200B, 0x200E, 0x200F, 0x2060, 0xFEFF], " ")
 del INVISIBLE[ord("\n")]
 
 

@@ -1,15 +1,17 @@
 """Distant supervision: the facts of a knowledge graph that a text may state (after InstructIE, arXiv 2305.11527)."""
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from knowlm.supervision.documents import Document, Link, sentences, split_spans
 from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.graph_schema import ALIAS, VALUE_TYPES, EventType, Role, Topic
 from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, uncovered
-from knowlm.supervision.names import NameFinder
+from knowlm.supervision.names import NameFinder, fold
 from knowlm.supervision.values import NOWHERE, ValueMention, find_values, kind_of, matching_span
 
 SECTION = 20_000  # characters of a long document that are disambiguated together
@@ -200,7 +202,7 @@ def make_piece(
         language=language,
         text=text,
         entities=choices,
-        triples=without_nested(without_implied(matches, graph), text),
+        triples=without_nested(without_implied(stated(matches, text, language, choices, graph), graph), text),
         topic=graph.schema.topic_of(kinds),
         matched=matched,
         by_chance=expected_by_chance(first, values, graph, degrees),
@@ -265,6 +267,47 @@ def alias_matches(text: str, choices: Sequence[Choice], graph: KnowledgeGraph) -
                     (named_so.mention.start, named_so.mention.stop),
                     {"path": [key], "head_choice": choice.evidence(), "tail_choice": named_so.evidence()},
                 )
+
+
+def stated(
+    matches: Sequence[Match], text: str, language: str, choices: Sequence[Choice], graph: KnowledgeGraph
+) -> list[Match]:
+    """Drop facts of relations that have words where no sentence has one of them beside the tail.
+
+    Most pairs of a person and the place where it died stand in one piece for other reasons. A relation of a graph
+    without types, or with others, isn't held to the words of the toolkit's.
+    """
+    relations = {match.relation: graph.schema.relations[match.relation] for match in matches}
+    if not any(relation.words.get(language) for relation in relations.values()):
+        return list(matches)
+    places: dict[str, list[Span]] = defaultdict(list)
+    kinds = {}
+    for choice in choices:
+        key = graph.key(choice.entity)
+        places[key].append((choice.mention.start, choice.mention.stop))
+        kinds[key] = graph.type(choice.entity)
+    told = list(sentences(text, language))
+    folded = fold(text).lower()
+
+    def is_stated(match: Match) -> bool:
+        relation = relations[match.relation]
+        words = relation.words.get(language)
+        if (
+            not words
+            or kinds[match.head] not in relation.head_types
+            or kinds.get(match.tail) not in relation.tail_types
+        ):
+            return True
+        beside = [span for span in told if any(span[0] <= start < span[1] for start, _ in places[match.tail])]
+        return any(words_pattern(words, language).search(folded, *span) for span in beside)
+
+    return [match for match in matches if is_stated(match)]
+
+
+@lru_cache(64)
+def words_pattern(words: tuple[str, ...], language: str) -> re.Pattern[str]:
+    """Any of these: in English at the beginning of a word."""
+    return re.compile((r"\b" if language == "english" else "") + f"(?:{'|'.join(map(re.escape, words))})")
 
 
 def without_implied(matches: Sequence[Match], graph: KnowledgeGraph) -> list[Match]:
