@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout hol
 from tqdm import tqdm
 
 from knowlm.cli import ArgumentParser, refuse, run
-from knowlm.extraction.cases import case_of_row, check_case, row_of, schema_labels
+from knowlm.extraction.cases import case_of_row, check_case, in_our_words, row_of, schema_labels
 from knowlm.extraction.forms import FORMS
 from knowlm.extraction.label_batches import FewEmpty, batched, confusable, label_of, spans_of
 from knowlm.extraction.published_data import (
@@ -143,7 +143,7 @@ def read_cases(args) -> Iterator[dict]:
     for number, record in enumerate(iterate_records(args.input), 1):
         with naming(args.input, number):
             if args.source == "cases":
-                found: Iterable[dict] = [record]
+                found: Iterable[dict] = [in_our_words(record)]
             elif args.source in READERS:
                 found = READERS[args.source](record, number)
             else:

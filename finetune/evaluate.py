@@ -94,7 +94,9 @@ def check_questions(cases: list[dict], args) -> None:
 
 def read_answers(path: str | Path, cases: list[dict]) -> list[str]:
     """The answers of a file, in the order of the cases."""
-    by_id = answers_in_file(read_records(path), str(path), cases)
+    by_id, others = answers_in_file(read_records(path), str(path), cases)
+    if others:
+        print(f"{path}: {others} answer{'s' * (others != 1)} to no case left out", file=sys.stderr)
     if len(by_id) < len(cases):
         print(f"{path}: {len(cases) - len(by_id)} of {len(cases)} cases without an answer: misses", file=sys.stderr)
     return [by_id.get(str(case["id"]), UNANSWERED) for case in cases]

@@ -178,7 +178,7 @@ def read_json(path: str | Path) -> Any:
     """Raises ValueError naming the file when it is missing or no JSON."""
     try:
         return json.loads(require_file(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
 
 
@@ -212,5 +212,5 @@ def iterate_records(path: str | Path) -> Iterator[dict]:
 def _parsed(text: str, where: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits is none of the decoder's own errors
         raise ValueError(f"{where}: not valid JSON ({error}); mend or regenerate it") from None

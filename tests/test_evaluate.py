@@ -46,7 +46,25 @@ def test_a_file_of_answers_is_scored(run_script, data, tmp_path):
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "report/metrics.json").read_text())
     assert (metrics["NER"]["f1"], metrics["RE"]["f1"], metrics["unparsable"]) == (1, 0, 0)
-    assert "NER F1 1.000" in result.stdout and "| RE | 0.000" in (tmp_path / "report/report.md").read_text()
+    assert "NER F1 1.000" in result.stdout and "| RE | 1 | 0.0% | 0.000" in (tmp_path / "report/report.md").read_text()
+
+
+def test_answers_to_no_case_are_left_out_and_other_words_for_a_language_are_known(run_script, data, tmp_path):
+    data.write_text(json.dumps(CASES[0] | {"language": "en", "task": "re"}))
+    answers = [{"id": "1", "output": "(Paris,country,France)"}, {"id": "2", "output": "(杭州,地点)"}]
+    (tmp_path / "answers.json").write_text(json.dumps(answers))
+    flags = ["--data", data, "--predictions", tmp_path / "answers.json", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert "RE F1 1.000; 0.0% of 1 answer unparsable" in result.stdout
+    assert "1 answer to no case left out" in result.stderr
+
+
+def test_nesting_without_end_is_told_with_its_line(run_script, data, tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"id": "1", "output": ' + "[" * 100_000)
+    flags = ["--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "report"]
+    result = run_script("finetune/evaluate.py", *flags)
+    assert result.returncode == 1
+    assert "answers.jsonl, line 1: not valid JSON" in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 def test_a_missing_answer_counts_as_unparsable(run_script, data, tmp_path):
@@ -191,10 +209,26 @@ def test_the_report_has_pictures_and_examples_of_errors(run_script, data, tmp_pa
         assert (tmp_path / "r" / picture).read_bytes().startswith(b"\x89PNG") and f"]({picture})" in report
 
 
+def test_the_report_shows_answers_that_can_not_be_parsed_and_errors_of_several_cases(run_script, data, tmp_path):
+    cases = [CASES[1] | {"id": name, "schema": ["<地点|`>"], "gold": []} for name in "123"]
+    data.write_text("\n".join(map(json.dumps, cases)))
+    answers = ["(甲,<地点|`>)(乙,<地点|`>)", "(丙,<地点|`>)", "I `do`\x1b[31m not <know>"]
+    rows = ({"id": case["id"], "output": answer} for case, answer in zip(cases, answers, strict=True))
+    (tmp_path / "answers.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ["--data", data, "--predictions", tmp_path / "answers.jsonl", "--report", tmp_path / "r"]
+    assert run_script("finetune/evaluate.py", *flags).returncode == 0
+    metrics = json.loads((tmp_path / "r/metrics.json").read_text())
+    assert [error["id"] for error in metrics["NER"]["errors"]["invented"]["examples"]] == ["1", "2"]
+    report = (tmp_path / "r/report.md").read_text()
+    assert "| NER | 3 | 33.3% |" in report and r"| &lt;地点\|\`> | 0.000 |" in report
+    assert "- 3: `` I `do` [31m not <know> ``\n" in report
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": "QA"}, "record 1: task is one of"),
+        ({"task": "QA"}, "record 1: task 'QA' is none of NER, RE, EE"),
+        ({"task": "EE", "schema": [{"type": "trip", "roles": "who"}], "gold": []}, "record 1: gold or schema"),
         ({"gold": [{"head": "x"}]}, "record 1: gold or schema"),
         ({"schema": None}, "record 1: gold or schema"),
         ({"input": "half \ud83d"}, "record 1: holds half a character"),

@@ -169,21 +169,24 @@ def post(address: str, route: str, body: dict) -> dict:
     return reply
 
 
-def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> dict[str, str]:
-    """Answers by the case's id, from rows ``{"id", "output"}``, where a JSON value is taken as its text and null as no
-    answer; or from ``examples/extract.py``'s, whose mentions count as in a grounded answer: each item once.
+def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> tuple[dict[str, str], int]:
+    """Answers by the case's id, and how many are to no case.
 
-    Raises ValueError on an answer to no case, and on a second one to the same case: there is no best of several.
+    rows: ``{"id", "output"}``, a JSON value for a text taken as its text and null as no answer; or what
+    ``examples/extract.py`` writes, whose mentions count as in a grounded answer: each item once.
+    Raises ValueError if none is to a case, and on a second one to the same case: there is no best of several.
     """
     tasks = {str(case["id"]): case["task"] for case in cases}
-    answers: dict[str, str] = {}
+    answers: dict[str, str | None] = {}
+    others = 0
     for number, row in enumerate(rows, 1):
         records = NAMES.values() & row.keys()
         if "id" not in row or not ("output" in row or records):
             raise ValueError(f'{path}, record {number}: needs "id" and "output", or is a line of examples/extract.py')
         name, output = str(row["id"]), row.get("output")
         if name not in tasks:
-            raise ValueError(f"{path}: answers {name!r}, which is no case; do both files belong together?")
+            others += 1
+            continue
         if name in answers:
             raise ValueError(f"{path}, record {number}: a second answer to {name!r}; keep one")
         if "output" not in row:
@@ -194,6 +197,7 @@ def answers_in_file(rows: Iterable[dict], path: str, cases: Sequence[dict]) -> d
                     f"{path}, record {number}: holds no {NAMES[tasks[name]]} as examples/extract.py writes them, and "
                     f"{name!r} is a case of {tasks[name]}"
                 ) from None
-        if output is not None:
-            answers[name] = output if isinstance(output, str) else json.dumps(output, ensure_ascii=False)
-    return answers
+        answers[name] = output if isinstance(output, str | None) else json.dumps(output, ensure_ascii=False)
+    if others and not answers:
+        raise ValueError(f"{path}: answers none of the cases; do both files belong together?")
+    return {name: answer for name, answer in answers.items() if answer is not None}, others

@@ -14,6 +14,7 @@ from knowlm.files import HALF, read_records
 
 MOST_LINES = 3  # of an instruction's beginning that tells its schema
 FIELDS = {"id", "task", "language", "schema", "input", "gold"}
+LANGUAGES = {"en": "english", "英文": "english", "zh": "chinese", "cn": "chinese", "中文": "chinese"}  # others' words
 
 
 def schema_labels(case: dict) -> list[str]:
@@ -23,7 +24,7 @@ def schema_labels(case: dict) -> list[str]:
 
 def read_cases(path: str | Path) -> list[dict]:
     """Cases of a JSON or JSONL file. Raises ValueError naming the record that is none, or whose id was there before."""
-    cases = read_records(path)
+    cases = [in_our_words(record) for record in read_records(path)]
     for number, case in enumerate(cases, 1):
         try:
             check_case(case)
@@ -36,13 +37,26 @@ def read_cases(path: str | Path) -> list[dict]:
     return cases
 
 
+def in_our_words(record: dict) -> dict:
+    """A record whose task and language, if it has them, are written as a case has them: ``en`` and ``English``, too."""
+    words = {name: record[name] for name in ("task", "language") if isinstance(record.get(name), str)}
+    if "task" in words:
+        words["task"] = words["task"].upper()
+    if "language" in words:
+        language = words["language"].lower()
+        words["language"] = LANGUAGES.get(language, language)
+    return record | words
+
+
 def check_case(case: dict) -> None:
     """Raise ValueError saying what keeps a record from being a case."""
     missing = FIELDS - case.keys()
     if missing:
         raise ValueError(f"lacks {', '.join(sorted(missing))}")
-    if case["task"] not in TASKS or case["language"] not in ("english", "chinese"):
-        raise ValueError(f"task is one of {', '.join(TASKS)}, language english or chinese")
+    if case["task"] not in TASKS:
+        raise ValueError(f"task {case['task']!r} is none of {', '.join(TASKS)}")
+    if case["language"] not in ("english", "chinese"):
+        raise ValueError(f"language {case['language']!r} is neither english nor chinese")
     if not isinstance(case["id"], str | int) or not isinstance(case["input"], str):
         raise ValueError("id and input must be texts")
     try:
@@ -64,6 +78,8 @@ def _texts(case: dict) -> list:
         return [*schema, *(item[name] for item in gold for name in ("text", "type"))]
     if task == "RE":
         return [*schema, *(item[name] for item in gold for name in ("head", "relation", "tail"))]
+    if not all(isinstance(event["roles"], list) for event in schema):
+        return [None]
     roles = [role for event in schema for role in (event["type"], *event["roles"])]
     arguments = [argument[name] for item in gold for argument in item["arguments"] for name in ("text", "role")]
     return [*roles, *(item[name] for item in gold for name in ("type", "trigger")), *arguments]

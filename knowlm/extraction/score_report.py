@@ -1,14 +1,21 @@
 """Scores for people: a table in Markdown and two pictures."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from knowlm.extraction.forms import write_answer
-from knowlm.extraction.scoring import GROUPS, scores_of
+from knowlm.extraction.scoring import GROUPS, LONGEST, scores_of
 from knowlm.files import replacing
 
 SHOWN = 10  # answers that the report quotes
-FIGURES = "precision | recall | F1 | gold |"
+QUOTED = 200  # characters of a text beside an error
+FIGURES = "precision | recall | F1 | right / predicted / gold |"
+KINDS = (
+    "Each wrong item and each missing one counts once. wrong type: gold's span under another label; wrong span: gold's "
+    "label on a span that overlaps gold's; invented: a span that isn't in the text; not in gold: one that is; missed: "
+    "gold that no wrong item stands for."
+)
 
 
 def one_line(metrics: dict) -> str:
@@ -29,19 +36,20 @@ def _difference(figures: dict) -> str:
 def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) -> str:
     lines = ["# Extraction, strict micro scores", "", one_line(metrics), ""]
     lines += [
-        "| score | precision | recall | F1 | 95 % interval | right / predicted / gold |",
-        "|---|---|---|---|---|---|",
+        "| score | cases | unparsable | precision | recall | F1 | 95 % interval | right / predicted / gold |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, f in scores_of(metrics):
+        unparsable = metrics["unparsable_by_task"][name.split()[0]]
         lines.append(
-            f"| {name} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | "
+            f"| {name} | {f['cases']} | {unparsable:.1%} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | "
             f"{f['interval'][0]:.3f}–{f['interval'][1]:.3f} | {f['right']} / {f['predicted']} / {f['gold']} |"
         )
     lines += ["", f"Counted over {metrics['counting']}s of items. The interval is a bootstrap over cases.", ""]
     for task, f in metrics.get("thresholds", {}).items():
         if f["f1"]:
             lines += [f"Without {task} items scored below {f['threshold']:.3f}, F1 would be {f['f1']:.3f} here.", ""]
-    lines += ["![scores](scores.png)", "", "![errors](errors.png)"]
+    lines += ["![scores](scores.png)", "", "![errors](errors.png)", "", KINDS]
     lines += _compared(metrics.get("compared", {}))
     lines += _orders(metrics.get("schema_orders", {}))
     for name, figures in scores_of(metrics):
@@ -50,20 +58,27 @@ def as_markdown(metrics: dict, cases: Sequence[dict], answers: Sequence[str]) ->
             if len(figures.get(f"by_{field}", {})) > 1:
                 lines += _table(f"{name} by {field}", field, figures[f"by_{field}"])
         lines += _errors(name, figures["errors"])
+    if metrics["unparsable_examples"]:
+        lines += ["", "## Answers that can't be parsed", ""]
+        lines += [
+            f"- {_cell(str(example['id']))}: {_code(example['output'])}" for example in metrics["unparsable_examples"]
+        ]
     lines += ["", "## First answers", ""]
     for case, answer in list(zip(cases, answers, strict=True))[:SHOWN]:
         lines += [
-            f"- **{' '.join(case['input'].split())}**",
-            f"  - gold: `{' '.join(write_answer(case['task'], case['gold']).split())}`",
-            f"  - answer: `{' '.join(answer.split())[:300]}`",
+            f"- {_cell(str(case['id']))}: **{_cell(case['input'])}**",
+            f"  - gold: {_code(write_answer(case['task'], case['gold']))}",
+            f"  - answer: {_code(answer[:LONGEST])}",
         ]
     return "\n".join(lines) + "\n"
 
 
 def _table(title: str, column: str, rows: dict[str, dict]) -> list[str]:
+    """The most frequent in gold first."""
     return ["", f"## {title}", "", f"| {column} | {FIGURES}", "|---|---|---|---|---|"] + [
-        f"| {_cell(value)} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | {f['gold']} |"
-        for value, f in rows.items()
+        f"| {_cell(value)} | {f['precision']:.3f} | {f['recall']:.3f} | {f['f1']:.3f} | "
+        f"{f['right']} / {f['predicted']} / {f['gold']} |"
+        for value, f in sorted(rows.items(), key=lambda row: (-row[1]["gold"], row[0]))
     ]
 
 
@@ -96,19 +111,30 @@ def _errors(name: str, errors: dict[str, dict]) -> list[str]:
     lines = ["", f"## {name}: errors", "", "| kind | count | predicted | gold | in |", "|---|---|---|---|---|"]
     for kind, found in errors.items():
         for i, example in enumerate(found["examples"]):
-            text = " ".join(example["input"].split())
+            text = example["input"]
             cells = (
                 *((kind, found["count"]) if i == 0 else ("", "")),
                 example["predicted"] or "",
                 example["gold"] or "",
-                text if len(text) <= 80 else text[:80] + " …",
+                text if len(text) <= QUOTED else text[:QUOTED] + " …",
             )
             lines.append("| " + " | ".join(_cell(str(cell)) for cell in cells) + " |")
     return lines if errors else []
 
 
+def _line(text: str) -> str:
+    """One line of what can be printed."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    """A line as Markdown shows it letter by letter, in a table, too."""
+    return re.sub(r"([\\|*`])", r"\\\1", _line(text)).replace("<", "&lt;")
+
+
+def _code(text: str) -> str:
+    line = _line(text)
+    return f"`` {line} ``" if "`" in line else f"`{line}`" if line else "(empty)"
 
 
 def draw(metrics: dict, folder: Path) -> None:

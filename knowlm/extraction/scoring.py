@@ -9,7 +9,8 @@ from knowlm.extraction.errors import Element, errors_of
 from knowlm.extraction.parsing import Parsed, parse
 
 GROUPS = ("language", "source", "domain")  # fields of a case by whose values scores are told apart, where it has them
-EXAMPLES = 5  # of each kind of error that a report shows
+EXAMPLES = 5  # of each kind of error, each of another case, that a report shows
+LONGEST = 300  # characters of an answer that a report shows
 Counts = tuple[int, int, int]  # right, predicted, gold
 
 
@@ -49,10 +50,15 @@ def score(cases: Sequence[dict], answers: Sequence[str], resamples: int = 1000, 
     """
     parsed = read(cases, answers)
     tables = count(cases, parsed, counting)
+    asked = Counter(case["task"] for case in cases)
+    unread = [(case, text) for case, text, found in zip(cases, answers, parsed, strict=True) if not found.readable]
+    of_task = Counter(case["task"] for case, _ in unread)
     report: dict = {
         "cases": len(cases),
         "counting": counting,
-        "unparsable": sum(not answer.readable for answer in parsed) / max(len(cases), 1),
+        "unparsable": len(unread) / max(len(cases), 1),
+        "unparsable_by_task": {task: of_task[task] / asked[task] for task in asked},
+        "unparsable_examples": [{"id": case["id"], "output": text[:LONGEST]} for case, text in unread[:EXAMPLES]],
     }
     for name, table in tables.items():
         task, _, part = name.partition(" ")
@@ -104,8 +110,9 @@ class Table:
                 self.labels[element.labels[0]][column] += count
         for error in errors_of(predicted - right, gold - right, case["input"]):
             self.errors[error.kind] += 1
-            if len(self.examples[error.kind]) < EXAMPLES:
-                self.examples[error.kind].append(
+            shown = self.examples[error.kind]
+            if len(shown) < EXAMPLES and (not shown or shown[-1]["id"] != case["id"]):
+                shown.append(
                     {
                         "id": case["id"],
                         "input": case["input"],
