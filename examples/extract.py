@@ -17,9 +17,11 @@ at every mention, triples where their two names stand nearest in each window. A 
 
 import hashlib
 import json
+import os
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the checkout holds knowlm/
 
@@ -107,11 +109,12 @@ def parse_args():
     if args.threshold and args.free:
         refuse("--threshold goes without --free: only grounded answers have scores")
     outputs = [Path(path).resolve() for path in (args.output, *args.graph, *args.table) if path != "-"]
-    if len(set(outputs)) < len(outputs) or (args.input and Path(args.input).resolve() in outputs):
-        refuse("--input, --output, --table and --graph must be different files")
+    inputs = {Path(path).resolve() for path in (args.input, args.schema) if path and os.path.exists(path)}
+    if len(set(outputs)) < len(outputs) or inputs.intersection(outputs):
+        refuse("--input, --schema, --output, --table and --graph must be different files")
     for path in outputs:
-        if path.is_dir():
-            refuse(f"{path}: is a folder, a file is needed")
+        if path.exists() and not path.is_file():
+            refuse(f"{path}: is a {'folder' if path.is_dir() else 'device'}, a file is needed")
     for flag, paths, endings in (("--graph", args.graph, GRAPHS), ("--table", args.table, (*TABLES, ""))):
         for path in paths:
             if Path(path).suffix not in endings or (not Path(path).suffix and path != "-"):
@@ -125,7 +128,7 @@ def read_texts(args) -> list[dict]:
         return [{"id": "1", "text": args.text} | language]
     records = read_records(args.input)
     for number, record in enumerate(records, 1):
-        if not isinstance(record.get("text"), str) or not isinstance(record.get("id"), str | int):
+        if not isinstance(record.get("text"), str) or "id" not in record:
             raise ValueError(f'{args.input}, record {number}: needs "id" and a text under "text"')
         if HALF.search(record["text"]):
             raise ValueError(f"{args.input}, record {number}: holds half a character (a lone surrogate); mend it")
@@ -150,7 +153,7 @@ def answerer(args) -> Answerer:
     return grounded_answers(model, tokenizer, prompter, settings, batch_size=args.batch_size, free=args.free, **options)
 
 
-def as_row(task: str, name: str | int, found: dict, threshold: float) -> dict:
+def as_row(task: str, name: Any, found: dict, threshold: float) -> dict:
     kept = [record for record in found["records"] if record["score"] is None or record["score"] >= threshold]
     return {"id": name, NAMES[task]: kept}
 

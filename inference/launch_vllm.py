@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 from typing import Annotated, Any, Literal
@@ -145,6 +146,7 @@ class Service:
     def __init__(self, prompter: Prompter, engine_args):
         self.prompter, self.engine_args = prompter, engine_args
         self.engine: Any = None
+        self.is_warm = False  # has answered once
         self.failure = ""  # what went wrong with the engine
         self.loader = Thread(target=self.load_engine, daemon=True)
 
@@ -175,6 +177,7 @@ class Service:
         while not (self.engine or self.failure):
             await asyncio.sleep(0.1)
         if self.engine:
+            await self.warm_up()
             url = "http://{}:{}/generate".format(*listener.getsockname())
             print(
                 f"ready: {url}\ntry:   curl -X POST {url} -H 'Content-Type: application/json' "
@@ -186,8 +189,16 @@ class Service:
             self.failure = "the engine died; start again, with VLLM_LOGGING_LEVEL=INFO to see more"
         server.should_exit = True
 
+    async def warm_up(self) -> None:
+        """Extract once before the server is ready: for the first answer vLLM compiles and imports for 3 to 25 s."""
+        from vllm.exceptions import VLLMClientError
+
+        with suppress(ValueError, VLLMClientError):  # a model that can't extract is served all the same
+            await self.extract(ExtractionQuestion(task="NER", schema=["place"], text="Rome", max_tokens=2))
+        self.is_warm = True
+
     def is_ready(self) -> bool:
-        return bool(self.engine) and not self.engine.errored
+        return self.is_warm and not self.engine.errored
 
     async def answer_generate(self, request: Request) -> JSONResponse:
         return await self.answer(request, self.generated, {"generated_text": "", "num_output_tokens_cf": 0})
@@ -225,7 +236,9 @@ class Service:
         return {"generated_text": output.text.strip(), "num_output_tokens_cf": len(output.token_ids)}
 
     async def extracted(self, request: Request) -> dict:
-        question = ExtractionQuestion.model_validate_json(await request.body())
+        return await self.extract(ExtractionQuestion.model_validate_json(await request.body()), request)
+
+    async def extract(self, question: ExtractionQuestion, request: Request | None = None) -> dict:
         asks, prepared = await asyncio.to_thread(self.prepare_extraction, question)
         try:
             async with asyncio.TaskGroup() as group:  # when one fails, the others end, too
@@ -290,7 +303,7 @@ class Service:
                 f"{self.longest()}; shorten the prompt or lower max_tokens"
             )
 
-    async def generate(self, request: Request, ids: list[int], params):
+    async def generate(self, request: Request | None, ids: list[int], params):
         """vLLM's CompletionOutput. When the client leaves early, its place in the engine is freed."""
         request_id = uuid4().hex
 
@@ -301,7 +314,7 @@ class Service:
         finishing = asyncio.create_task(finish())
         try:
             while not (await asyncio.wait({finishing}, timeout=0.2))[0]:
-                if await request.is_disconnected():
+                if request and await request.is_disconnected():
                     raise ClientDisconnect
             return finishing.result()
         finally:

@@ -15,8 +15,13 @@ HALF = re.compile("[\ud800-\udfff]")  # of a character: a surrogate without its 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes ``path``'s place, on failure it is removed."""
+    """Yield a temporary path beside ``path``; on success it takes ``path``'s place, on failure it is removed.
+
+    Raises ValueError where ``path`` is a folder or a device: a file must not take /dev/null's place.
+    """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path}: is a folder or a device, a file is needed; name another output")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -178,7 +183,7 @@ def read_json(path: str | Path) -> Any:
     """Raises ValueError naming the file when it is missing or no JSON."""
     try:
         return json.loads(require_file(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
 
 

@@ -214,7 +214,13 @@ def load_for_generation(base_model: str, lora_weights: str | None = None, load_8
         import torch
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, lora_weights)
+        try:
+            model = PeftModel.from_pretrained(model, lora_weights)
+        except RuntimeError as error:
+            told = str(error)[:300]
+            raise ValueError(
+                f"{lora_weights}: doesn't fit {base_model}; name the base it was tuned on ({told})"
+            ) from None
         if model.dtype == torch.float32:  # no rounding to speak of, and half the time for a token on a CPU
             model = model.merge_and_unload()
     return model.eval(), tokenizer

@@ -2,9 +2,11 @@
 
 import csv
 import json
+import os
 import re
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import combinations, pairwise
 from threading import Thread
 
 import pytest
@@ -138,6 +140,27 @@ def test_characters_that_no_font_has_are_told_in_one_line(tmp_path, capfd):
     assert len(told) == 1 and "no font here has" in told[0] and (tmp_path / "g.png").is_file()
 
 
+def test_names_of_a_picture_do_not_lie_on_each_other_and_arrows_end_at_them(tmp_path):
+    names = [f"Organisation of the number {number}" for number in range(14)]
+    pairs = [*pairwise(names), (names[0], names[0])]
+    triples = [{"head": mention(a), "relation": "of", "tail": mention(b), "score": 1.0} for a, b in pairs]
+    event = EVENTS[0]["events"][0] | {"arguments": []}
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("matplotlib.pyplot.close", drawn.append)
+        write_graph([{"id": 1, "relations": triples, "events": [event]}], tmp_path / "g.png")
+    drawn[0].canvas.draw()
+    (axes,) = drawn[0].axes
+    boxes = [text.get_bbox_patch().get_window_extent() for text in axes.texts if text.get_fontsize() == 9]
+    assert len(boxes) == len(names) + 1  # and the event without arguments
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    arrows = [text.arrow_patch for text in axes.texts if getattr(text, "arrow_patch", None)]
+    assert len(arrows) == len(pairs) - 1  # that of a name to itself is a label
+    for arrow in arrows:
+        corners = arrow.get_transform().transform_path(arrow.get_path()).vertices
+        assert not any(box.contains(x, y) for box in boxes for x, y in corners)
+
+
 def test_an_edge_of_many_documents_takes_time_as_they_do():
     rows = [{"id": n, "entities": [mention("China") | {"type": "place", "score": n / 30_000}]} for n in range(30_000)]
     begin = time.process_time()
@@ -199,10 +222,14 @@ def test_a_mistake_in_what_is_given_is_one_line(run_script, tmp_path, flags, mes
         (["--lora", "x"], "unrecognized arguments: --lora"),
         (["--table", "t.csv", "--table", "./t.csv"], "must be different files"),
         (["--graph", "folder.ttl"], "folder.ttl: is a folder, a file is needed"),
+        (["--graph", "pipe.ttl"], "pipe.ttl: is a device, a file is needed"),
+        (["--schema", "labels.txt", "--table", "labels.txt"], "must be different files"),
     ],
 )
 def test_a_wrong_command_stops_in_one_line(run_script, tmp_path, flags, message):
     (tmp_path / "folder.ttl").mkdir()
+    os.mkfifo(tmp_path / "pipe.ttl")
+    (tmp_path / "labels.txt").write_text("person")
     command = ["--base_model", "m", "--task", "NER", "--schema", '["a"]', "--text", "x", "--output", "o"]
     result = run_script("examples/extract.py", *command, *flags)
     assert result.returncode == 2

@@ -45,6 +45,20 @@ def test_a_write_that_fails_names_its_file_and_leaves_none(tmp_path):
     assert told.value.filename == str(tmp_path / "config.json") and list(tmp_path.iterdir()) == []
 
 
+def test_a_device_keeps_its_place(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: is a folder or a device"), replacing(tmp_path / "pipe") as partial:
+        partial.write_text("x")
+    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
+
+
+@pytest.mark.parametrize("written", ['{"a":' + "[" * 100_000, '{"a": 1' + "0" * 5000 + "}"])
+def test_json_beyond_pythons_limits_is_told_with_its_file(tmp_path, written):
+    (tmp_path / "a.jsonl").write_text(written)
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: not valid JSON"):
+        read_records(tmp_path / "a.jsonl")
+
+
 def test_too_little_space_is_told_in_a_unit_that_shows_it(tmp_path, monkeypatch):
     monkeypatch.setattr("knowlm.files.shutil.disk_usage", lambda _: type("Usage", (), {"free": 1_500_000}))
     with pytest.raises(OSError, match=r"2.5 MB are needed and 1.5 MB are free"):

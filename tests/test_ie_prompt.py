@@ -11,7 +11,7 @@ SCRIPT = "examples/ie_prompt.py"
 
 @pytest.mark.parametrize(
     "written",
-    ["person,place", "person，place", '["person", "place"]', "person\nplace\n"],
+    ["person,place", "person，place", "person、place", '["person", "place"]', "person\nplace\n"],
 )
 def test_a_schema_is_read_from_the_command_line_and_from_a_file(tmp_path, written):
     file = tmp_path / "labels"
@@ -20,10 +20,14 @@ def test_a_schema_is_read_from_the_command_line_and_from_a_file(tmp_path, writte
 
 
 @pytest.mark.parametrize(
-    "written", ["trip:who/where", "trip：who/where", '[{"type": "trip", "roles": ["who", "where"]}]']
+    "written", ["trip:who/where", "trip：who／where", '[{"type": "trip", "roles": ["who", "where"]}]']
 )
 def test_an_event_schema_has_roles(written):
     assert read_schema("EE", written) == [{"type": "trip", "roles": ["who", "where"]}]
+
+
+def test_an_event_type_may_say_that_it_has_no_roles():
+    assert read_schema("EE", '[{"type": "rain", "roles": []}]') == [{"type": "rain", "roles": []}]
 
 
 @pytest.mark.parametrize(
@@ -34,6 +38,7 @@ def test_an_event_schema_has_roles(written):
         ("NER", '["a"', "is not JSON"),
         ("NER", "[" * 100_000, "is not JSON"),
         ("EE", "trip", "needs its roles"),
+        ("EE", '[{"type": "trip"}]', "needs its roles"),
         ("EE", '[{"type": "trip", "roles": "who"}]', "must be a list"),
         ("EE", '[{"type": "trip", "roles": [1]}]', "1 is no label"),
     ],

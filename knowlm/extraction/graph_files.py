@@ -12,6 +12,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 from urllib.parse import quote
 
@@ -23,6 +24,7 @@ MOST_EDGES = 80  # in a picture, the best by score
 LONGEST_LABEL = 32  # characters, in a picture
 INCHES = 1.1  # of a picture's unit
 WIDER = 1.4  # than high, as names are
+LINE, COLUMN = 0.6, 0.065  # units that a name is high, with room below it, and that its letter is wide
 COLORS = {"entity": "#cfe3f5", "type": "#f6dfb8", "event": "#d9ead3"}  # of nodes
 # Fonts with Chinese that systems have; matplotlib's own has none.
 FONTS = ["Noto Sans CJK SC", "Noto Serif CJK SC", "Source Han Sans SC", "WenQuanYi Zen Hei", "Arial Unicode MS"]
@@ -228,7 +230,7 @@ def draw(graph, path: Path, form: str) -> str:
     from matplotlib import font_manager, pyplot
 
     edges = sorted(graph.edges(keys=True, data=True), key=lambda edge: -edge[3]["score"])
-    shown = graph.edge_subgraph([edge[:3] for edge in edges[:MOST_EDGES]]) if edges else graph
+    shown = graph.edge_subgraph([edge[:3] for edge in edges[:MOST_EDGES]]) if len(edges) > MOST_EDGES else graph
     fonts = {font.name for font in font_manager.fontManager.ttflist}
     families = ["DejaVu Sans", *(font for font in FONTS if font in fonts)]
     with pyplot.rc_context({"font.family": families, "text.parse_math": False, "svg.hashsalt": "knowlm"}):
@@ -237,14 +239,16 @@ def draw(graph, path: Path, form: str) -> str:
         figure = pyplot.figure(figsize=(max(4.0, INCHES * width), max(1.5, INCHES * height)))
         axes = figure.add_axes((0, 0, 1, 1), xlim=(-1, width), ylim=(height, -1))
         axes.set_axis_off()
-        draw_edges(axes, shown, places)
+        boxes = {}  # of the nodes; they are drawn first, as drawing tells the arrows where a box ends
         for node, (x, y) in places.items():
             style = {
                 "boxstyle": "round,pad=0.35",
                 "facecolor": COLORS[shown.nodes[node]["kind"]],
                 "edgecolor": "#777777",
             }
-            axes.text(x, y, _short(shown.nodes[node]["label"]), ha="center", va="center", fontsize=9, bbox=style)
+            label = _short(shown.nodes[node]["label"])
+            boxes[node] = axes.text(x, y, label, ha="center", va="center", fontsize=9, bbox=style).get_bbox_patch()
+        draw_edges(axes, shown, places, boxes)
         if len(edges) > MOST_EDGES:
             axes.set_title(f"the {MOST_EDGES} edges with the best scores, of {len(edges)}", fontsize=9)
         dates = {"Date": None} if form == "svg" else None  # so that the same graph gives the same file
@@ -273,34 +277,61 @@ def layout(graph) -> dict[str, tuple[float, float]]:
         own = networkx.spring_layout(
             plain, k=1.5, method="force", iterations=500, scale=0.55 * len(part) ** 0.75, seed=0
         )
+        own = apart({node: (WIDER * x, y) for node, (x, y) in own.items()}, graph)
         low = [min(place[axis] for place in own.values()) for axis in (0, 1)]
         high = [max(place[axis] for place in own.values()) for axis in (0, 1)]
-        if left and left + WIDER * (high[0] - low[0]) > longest:
+        if left and left + high[0] - low[0] > longest:
             left, bottom = 0.0, top
         for node, place in own.items():
-            places[node] = (float(left + WIDER * (place[0] - low[0])), float(bottom + place[1] - low[1]))
-        left += WIDER * (high[0] - low[0]) + 2.2
+            places[node] = (float(left + place[0] - low[0]), float(bottom + place[1] - low[1]))
+        left += high[0] - low[0] + 2.2
         top = max(top, bottom + high[1] - low[1] + 1.2)
     return places
 
 
-def draw_edges(axes, graph, places: dict) -> None:
-    """Arrows with their labels; several between two nodes bend apart."""
+def apart(places: dict, graph) -> dict:
+    """The places with nodes that lie on each other moved up and down until none does, or a hundred times."""
+    half = {node: 0.5 * (0.9 + COLUMN * _width(_short(graph.nodes[node]["label"]))) for node in places}
+    moved = {node: list(place) for node, place in places.items()}
+    for _ in range(100):
+        close = [
+            (one, other)
+            for one, other in combinations(moved, 2)
+            if abs(moved[one][0] - moved[other][0]) < half[one] + half[other]
+            and abs(moved[one][1] - moved[other][1]) < LINE - 0.001
+        ]
+        if not close:
+            break
+        for one, other in close:
+            upper, lower = sorted((one, other), key=lambda node: (moved[node][1], node))
+            lacking = max(0.0, LINE - (moved[lower][1] - moved[upper][1]))
+            moved[upper][1] -= lacking / 2
+            moved[lower][1] += lacking / 2
+    return moved
+
+
+def draw_edges(axes, graph, places: dict, boxes: dict) -> None:
+    """Arrows with their labels, from box to box; those of two directions bend apart, a node's to itself is a label."""
     for source, target in dict.fromkeys(graph.edges()):
         labels = [edge["label"] for edge in graph.get_edge_data(source, target).values()]
         (x0, y0), (x1, y1) = places[source], places[target]
+        paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
+        if source == target:
+            label = _short(*(f"↻ {label}" for label in labels))
+            axes.text(x0, y0 + 0.3, label, ha="center", va="top", fontsize=7, color="#444444", bbox=paper)
+            continue
         both = graph.has_edge(target, source)
-        arrow = {"arrowstyle": "-|>", "color": "#999999", "shrinkA": 12, "shrinkB": 16}
+        arrow = {"arrowstyle": "-|>", "color": "#999999", "shrinkA": 2, "shrinkB": 2}
+        arrow |= {"patchA": boxes[source], "patchB": boxes[target]}
         arrow |= {"connectionstyle": f"arc3,rad={0.18 if both else 0}"}
         axes.annotate("", (x1, y1), (x0, y0), arrowprops=arrow)
         along = 0.36 if both else 0.5  # of the way: each label nearer to its source
         middle = (x0 + along * (x1 - x0), y0 + along * (y1 - y0))
-        paper = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}
-        label = _short("\n".join(labels))
+        label = _short(*labels)
         axes.text(*middle, label, ha="center", va="center", fontsize=7, color="#444444", bbox=paper)
 
 
-def _short(label: str) -> str:
-    return "\n".join(
-        line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…" for line in label.split("\n")
-    )
+def _short(*labels: str) -> str:
+    """A line for each label."""
+    lines = (" ".join(label.split()) for label in labels)
+    return "\n".join(line if len(line) <= LONGEST_LABEL else line[: LONGEST_LABEL - 1] + "…" for line in lines)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def read_schema(task: str, given: str) -> list:
         except (ValueError, RecursionError):
             raise ValueError(f"{where}: is not JSON; write labels with commas between, or a JSON list") from None
     else:
-        entries = [label.strip() for label in text.replace("，", ",").replace("\n", ",").split(",") if label.strip()]
+        entries = [label.strip() for label in re.split("[,，、\n]", text) if label.strip()]
     if not isinstance(entries, list) or not entries:
         raise ValueError(f"{where}: names no label; write labels with commas between, or a JSON list")
     if task != "EE":
@@ -54,8 +55,9 @@ def _label(entry: Any, where: str) -> str:
 def _event(entry: Any, where: str) -> dict:
     if isinstance(entry, str):
         kind, _, written = entry.replace("：", ":").partition(":")
-        entry = {"type": kind.strip(), "roles": [role.strip() for role in written.split("/") if role.strip()]}
-    if not isinstance(entry, dict) or not entry.get("type") or not entry.get("roles"):
+        roles = [role.strip() for role in written.replace("／", "/").split("/") if role.strip()]
+        entry = {"type": kind.strip(), "roles": roles or None}  # [] has to be written as such
+    if not isinstance(entry, dict) or not entry.get("type") or entry.get("roles") is None:
         raise ValueError(f"{where}: an event type needs its roles, as in trip:place/time")
     roles = entry["roles"]
     if not isinstance(roles, list):
