@@ -34,7 +34,7 @@ from knowlm.cli import ArgumentParser, run
 from knowlm.extraction.grammar import grammar
 from knowlm.extraction.grounded import OVERLAP, WINDOW, new_matcher, read_grounded, wrapped_tokenizer
 from knowlm.extraction.windows import LONGEST_WINDOW, Ask, Extraction, join, split
-from knowlm.models import check_model_folder
+from knowlm.models import check_model_folder, check_tokenizer_folder
 from knowlm.prompts import Prompter, encode_prompt
 
 
@@ -73,6 +73,7 @@ class ExtractionQuestion(BaseModel):  # the body of POST /extract
 def main() -> None:
     own, engine_flags = parse_own_flags()
     check_model_folder(own.model)
+    check_tokenizer_folder(own.model)
     with open_port(own.host, own.port) as listener:
         service = Service(Prompter(own.template_path), parse_engine_flags(["--model", own.model, *engine_flags]))
         try:

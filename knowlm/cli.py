@@ -13,6 +13,7 @@ import signal
 import sys
 import textwrap
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, NoReturn, get_args, get_origin
@@ -86,12 +87,23 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         """As argparse, but a misspelled flag is named first: not another one that is missing for it."""
-        flags = [text.partition("=")[0] for text in (sys.argv[1:] if args is None else args)]
-        flags = [flag for flag in flags if re.fullmatch(r"--\S+", flag)]  # argparse takes the others for values
-        unknown = [flag for flag in flags if flag not in self._option_string_actions]
-        if unknown:
+        if unknown := self._unknown(args):
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
         return super().parse_args(args, namespace)
+
+    def parse_known_args(self, args=None, namespace=None):
+        """As argparse; where a flag is missing, one like it is named, for the others may be another program's."""
+        given = sys.argv[1:] if args is None else args
+        missing = [name for name, action in self._option_string_actions.items() if action.required]
+        missing = [name for name in missing if not any(text.partition("=")[0] == name for text in given)]
+        if slips := [flag for flag in self._unknown(args) if get_close_matches(flag, missing, cutoff=0.8)]:
+            self.error(f"unrecognized arguments: {' '.join(slips)}")
+        return super().parse_known_args(args, namespace)
+
+    def _unknown(self, args) -> list[str]:
+        flags = [text.partition("=")[0] for text in (sys.argv[1:] if args is None else args)]
+        flags = [flag for flag in flags if re.fullmatch(r"--\S+", flag)]  # argparse takes the others for values
+        return [flag for flag in flags if flag not in self._option_string_actions]
 
     def error(self, message: str) -> NoReturn:
         refuse(f"{message} (see --help)")

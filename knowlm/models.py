@@ -48,6 +48,15 @@ def check_weight_folder(path: str) -> None:
     check_files(folder)
 
 
+def check_tokenizer_folder(path: str) -> None:
+    """Raise ValueError if a model's folder holds no tokenizer."""
+    folder = Path(path)
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in ("tokenizer.*", "*vocab*", "*.model", "tekken*")):
+        raise ValueError(
+            f"{folder}: holds no tokenizer (tokenizer.json or tokenizer.model); copy it from its base model"
+        )
+
+
 def find_weights(folder: Path) -> tuple[list[Path], dict[str, str]]:
     """A model's weight files, and which of them an index says holds each tensor; found in transformers' order.
 
@@ -97,9 +106,16 @@ def check_safetensors(file: Path) -> None:
 
 def load_tokenizer(path: str):
     """The model's tokenizer with a pad token, padding on the left as generation needs."""
+    check_tokenizer_folder(path)
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except Exception as error:  # of many kinds: a file is cut, or is something else
+        if not Path(path).is_dir():
+            raise
+        said = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path}: its tokenizer does not load ({said}); download its files again") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer

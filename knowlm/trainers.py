@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from accelerate.utils import gather_object
@@ -47,7 +48,9 @@ class Rows(Dataset):
 
 
 class RunNote(TrainerCallback):
-    """Keeps in the output folder which run it holds, once nobody else writes there."""
+    """Keeps in the output folder which run it holds, once nobody else writes there; finds its best checkpoint, which
+    the state names by the path of an earlier start, maybe from another working folder.
+    """
 
     def __init__(self, settings: TuningSettings, data: TuningData):
         self.settings, self.data = settings, data
@@ -55,6 +58,9 @@ class RunNote(TrainerCallback):
     def on_train_begin(self, args, state, control, **_):
         if state.is_world_process_zero:
             note_run(self.settings, self.data.run)
+        best = Path(args.output_dir) / f"checkpoint-{state.best_global_step}"
+        if best.is_dir():
+            state.best_model_checkpoint = str(best)
 
 
 class LossCheck(TrainerCallback):

@@ -163,10 +163,10 @@ def check_settings(settings: TuningSettings) -> None:
         raise ValueError("--best_by f1: needs cases to extract from; name a file of them with --eval_cases")
     if settings.best_by == "loss" and not settings.val_set_size:
         raise ValueError("--best_by loss: needs held-out examples; set --val_set_size above 0")
-    if settings.best_by and settings.save_steps % settings.eval_steps:
+    if settings.best_by and settings.save_steps != settings.eval_steps:
         raise ValueError(
-            f"--best_by {settings.best_by}: a checkpoint must be validated where it is saved; "
-            f"make --save_steps {settings.save_steps} a multiple of --eval_steps {settings.eval_steps}"
+            f"--best_by {settings.best_by}: what is validated must be saved, for it may be the best; "
+            f"make --save_steps {settings.save_steps} and --eval_steps {settings.eval_steps} equal"
         )
     if settings.eval_cases:
         require_file(settings.eval_cases)
@@ -254,7 +254,7 @@ def make_trainer(model, settings: TuningSettings, arguments, data: TuningData):
 def ending(trainer, settings: TuningSettings) -> str:
     """``after 60 steps, held-out loss 3.60 → 0.26``, or which step it is of, where the best was asked for."""
     state = trainer.state
-    if settings.best_by and state.best_global_step:  # none where a run was over before, or all losses were nan
+    if settings.best_by and state.best_model_checkpoint:  # none where all losses were nan, or it was removed
         step = f"of step {state.best_global_step} of {state.global_step}"
         return f"{step}, the best by {settings.best_by}: {state.best_metric:.3f}"
     return f"after {state.global_step} steps, {last_losses(state.log_history)}"

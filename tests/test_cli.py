@@ -109,12 +109,13 @@ def test_a_full_disk_tells_the_file_and_to_make_room(capsys, tmp_path):
     )
 
 
-def test_a_misspelled_flag_is_named_before_the_one_that_it_should_be(monkeypatch, capsys):
+@pytest.mark.parametrize("parse", ["parse_args", "parse_known_args"])
+def test_a_misspelled_flag_is_named_before_the_one_that_it_should_be(monkeypatch, capsys, parse):
     parser = ArgumentParser("Does it.")
     parser.add_argument("--folder", required=True)
     monkeypatch.setattr(sys, "argv", ["x.py", "--fodler", "a"])
     with pytest.raises(SystemExit):
-        parser.parse_args()
+        getattr(parser, parse)()
     assert capsys.readouterr().err == "x.py: error: unrecognized arguments: --fodler (see --help)\n"
 
 

@@ -201,24 +201,6 @@ def test_a_result_is_not_taken_for_a_checkpoint(tune, tmp_path):
     assert not (tmp_path / "other").exists()
 
 
-def test_machines_that_share_no_folder_are_refused(tiny_llama, data, tmp_path):
-    """The second one would have no checkpoint to go on from, and they would wait for each other."""
-    from torch.distributed import TCPStore
-
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    ours |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-    machines = []
-    for rank in "01":
-        command = [sys.executable, SCRIPT, *flags(tiny_llama, data, tmp_path / f"disk{rank}/lora")]
-        environment = os.environ | ours | {"RANK": rank}
-        machines.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
-    for machine in machines:
-        _, said = machine.communicate(timeout=300)
-        assert machine.returncode == 1 and "on a disk that the machines share" in said.splitlines()[-1], said
-    assert not list(tmp_path.glob("disk*/lora"))
-
-
 def test_starting_over_leaves_nothing_that_a_later_start_would_go_on_from(tune, stopped, tmp_path):
     result = tune("lora", **stopped | {"num_epochs": 0.3, "lora_r": 8, "resume_from_checkpoint": False})
     assert result.returncode == 0 and "going on from" not in result.stderr, result.stderr
@@ -288,6 +270,12 @@ def test_the_result_is_the_checkpoint_of_the_best_validation_loss(tune, sharp_ll
     assert f"adapter of step {best} of {state['global_step']}, the best by loss: {by_step[best]:.3f}" in result.stdout
     kept = adapter(tmp_path / f"lora/checkpoint-{best}")
     assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "lora").items())
+    for file in ("adapter_config.json", "adapter_model.safetensors", "trainer_state.json"):
+        (tmp_path / "lora" / file).unlink()  # as if killed behind the last checkpoint
+    (tmp_path / "lora").rename(tmp_path / "moved")
+    result = tune("moved", base=sharp_llama, best_by="loss", save_total_limit=2, **ruinous)
+    assert f"adapter of step {best} of" in result.stdout, result.stderr
+    assert all(torch.equal(value, kept[name]) for name, value in adapter(tmp_path / "moved").items())
 
 
 def test_the_best_checkpoint_can_be_told_by_extraction(tune, sharp_llama, data, cases, tmp_path):
@@ -342,7 +330,7 @@ def test_another_architecture_is_tuned_where_its_layers_are_named(tune, tiny_tok
         ({"best_by": "f1"}, "name a file of them with --eval_cases"),
         ({"best_by": "acc"}, "loss or f1 is needed"),
         ({"lora_dropout": 1.5}, "--lora_dropout 1.5: must be 0 or more and below 1"),
-        ({"best_by": "loss", "save_steps": 4}, "a multiple of --eval_steps 3"),
+        ({"best_by": "loss", "save_steps": 6}, "make --save_steps 6 and --eval_steps 3 equal"),
         ({"load_8bit": True, "load_4bit": True}, "leave one out"),
         ({"cutoff_len": 20}, "cuts the answer off every example"),
         ({"micro_batch_size": 0}, "must be 1 or more"),

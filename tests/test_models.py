@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from knowlm.manifest import write_manifest
-from knowlm.models import check_model_folder, load_base, load_for_generation
+from knowlm.models import check_model_folder, load_base, load_for_generation, load_tokenizer
 
 
 @pytest.fixture
@@ -90,3 +90,12 @@ def test_a_4bit_base_passes_the_same_gradients_on_after_a_validation(tiny_llama)
     with torch.no_grad():
         model(input_ids=tokens)
     assert before.any() and torch.equal(gradient(), before)
+
+
+@pytest.mark.parametrize(("content", "said"), [(None, "holds no tokenizer"), ("[]", "its tokenizer does not load")])
+def test_a_folder_without_a_whole_tokenizer_is_named(model, content, said):
+    (model / "tokenizer.json").unlink()
+    if content:
+        (model / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=f"model: {said}"):
+        load_tokenizer(str(model))

@@ -1,9 +1,12 @@
 import importlib.util
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
@@ -15,7 +18,7 @@ def test_where_no_checkpoint_was_the_best_the_last_is_told():
     from knowlm.tuning import TuningSettings, ending
 
     settings = TuningSettings(base_model="m", data_path="d", best_by="loss")
-    for best in (None, float("inf")):
+    for best in (None, float("inf"), 1.5):
         state = TrainerState(global_step=3, best_metric=best, log_history=[{"loss": 2.0, "step": 1}])
         assert ending(SimpleNamespace(state=state), settings) == "after 3 steps, training loss 2.000 → 2.000"
 
@@ -49,3 +52,25 @@ def test_every_published_flag_has_its_published_default():
     assert {name: getattr(settings, name) for name in published} == published
     names = settings.lora_target_modules.strip("[]").replace("_proj", "")
     assert names.split(",") == ["q", "k", "v", "o", "gate", "down", "up"]
+
+
+@pytest.mark.slow
+def test_machines_that_share_no_folder_are_refused(tiny_llama, tmp_path):
+    """The second one would have no checkpoint to go on from, and they would wait for each other."""
+    from torch.distributed import TCPStore
+
+    data = tmp_path / "rows.json"
+    data.write_text(json.dumps([{"instruction": "Say it.", "output": "it"}] * 4))
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    ours = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    ours |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    machines = []
+    for rank in "01":
+        paths = ["--data_path", data, "--output_dir", tmp_path / f"disk{rank}/lora"]
+        command = [sys.executable, SCRIPT, "--base_model", tiny_llama, *paths, "--batch_size", "2"]
+        environment = os.environ | ours | {"RANK": rank}
+        machines.append(subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment))
+    for machine in machines:
+        _, said = machine.communicate(timeout=300)
+        assert machine.returncode == 1 and "on a disk that the machines share" in said.splitlines()[-1], said
+    assert not list(tmp_path.glob("disk*/lora"))
