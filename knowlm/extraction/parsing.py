@@ -117,7 +117,9 @@ def read_answer(task: str, answer: str, labels: Iterable) -> list[dict]:
 
 
 def _read_clean(task: str, text: str, schema: Schema) -> Found | None:
-    if len(text) < 20 and text.translate(WIDE).strip(" .。\"'").lower() in SAYS_NOTHING:
+    said = text.translate(WIDE).strip("\"'")
+    bare = said.strip(" .。\"'").lower()
+    if len(text) < 20 and bare in SAYS_NOTHING and (bare or not said):  # "..." says something, if little
         return Found(nothing=True)
     items = read_exact(task, text, schema)
     if items is not None:
