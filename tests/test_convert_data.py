@@ -107,7 +107,7 @@ def test_one_text_has_one_annotated_record(convert):
 
 def test_a_text_without_any_label_makes_no_instruction(convert):
     records = [{"id": n, "text": "Ann in Rome", "relation": found} for n, found in enumerate(([], RE["gold"]))]
-    assert len(convert(records, "instructie", "instructie")) == 1  # of one text
+    assert [record["id"] for record in convert(records, "instructie", "instructie")] == ["0", "1"]  # also of one text
     for kind in ("alpaca", "iepile"):
         (row,) = convert(records, "instructie", kind)
         assert "首都" in row["instruction"]
@@ -120,6 +120,16 @@ def test_iepile_as_published_is_read(convert):
     (case,) = convert([record], "iepile", "cases")
     assert case["gold"] == [{"head": "Ann", "relation": "children", "tail": "Bob"}]
     assert (case["schema"], case["source"]) == (["children", "company"], "NYT11")
+
+
+def test_iepile_records_without_a_task_and_with_descriptions_or_no_json_for_nothing_are_read():
+    names = {"instruction": {"schema": {"person": "of any age"}, "input": "Ann"}, "output": '{"person": ["Ann"]}'}
+    (case,) = read_iepile(names, 1)
+    assert (case["task"], case["schema"]) == ("NER", ["person"])
+    assert case["gold"] == [{"text": "Ann", "type": "person"}]
+    for nothing in ("NAN", ""):
+        (case,) = read_iepile(names | {"task": "NER", "output": nothing}, 1)
+        assert case["gold"] == []
 
 
 def test_iepile_writes_nan_for_a_missing_argument_and_a_list_for_several():
@@ -183,9 +193,10 @@ def test_a_chat_is_written_as_one_record_in_the_other_form(convert):
 
 
 def test_each_answer_of_a_chat_is_a_row(convert):
+    greeting = {"conversations": [{"from": "gpt", "value": "What can I do?"}]}
     turns = [("system", "Be kind."), ("human", "Hi"), ("gpt", "Hello"), ("human", "Bye"), ("gpt", "Bye!")]
     chat = {"conversations": [{"from": who, "value": text} for who, text in turns]}
-    assert convert([chat], "sharegpt", "alpaca") == [
+    assert convert([greeting, chat], "sharegpt", "alpaca") == [
         {"instruction": "Hi", "input": "Be kind.", "output": "Hello"},
         {"instruction": "Bye", "input": "Be kind.\nHi\nHello", "output": "Bye!"},
     ]
@@ -227,6 +238,26 @@ def test_a_record_of_another_form_is_named(run_script, tmp_path, flags, message)
     result = run_script("finetune/convert_data.py", "--input", given, *flags, "--output", tmp_path / "out.jsonl")
     assert result.returncode == 1
     assert message in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+ASKED = {"input": "Ann", "instruction": render("NER", ["person"])}
+
+
+@pytest.mark.parametrize(
+    ("record", "kind", "message"),
+    [
+        (ASKED | {"output": "I don't know."}, "alpaca", "record 1: its answer \"I don't know.\" can't be read"),
+        (ASKED | {"output": "see kg", "kg": []}, "ccks", "record 1: its answer 'see kg' can't be read"),
+        (ASKED, "ccks", "record 1: lacks 'output'"),
+        ({"instruction": {"schema": ["a"], "input": "x"}, "output": '{"a": []}'}, "iepile", "record 1: has no task"),
+    ],
+)
+def test_an_answer_that_can_not_be_read_is_not_taken_for_none(run_script, tmp_path, record, kind, message):
+    given = write(tmp_path / "given.jsonl", [record])
+    flags = ["--input", given, "--from", kind, "--to", "cases", "--output", tmp_path / "out.jsonl"]
+    result = run_script("finetune/convert_data.py", *flags)
+    assert result.returncode == 1 and message in result.stderr
     assert not (tmp_path / "out.jsonl").exists()
 
 

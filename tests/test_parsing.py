@@ -187,6 +187,7 @@ def test_a_comma_in_an_entity_is_read_without_a_schema():
         '{"error": "no input", "code": "3"',
         "No, (I, don't, know) and (neither, do, you).",
         "???",
+        "...",
     ],
 )
 def test_prose_is_unreadable_and_holds_no_items(task, labels, answer):

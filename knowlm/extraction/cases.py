@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 from knowlm.extraction.forms import DATA, INSTRUCTIONS, TASKS, forms_of, render, write_answer
-from knowlm.extraction.parsing import parse
+from knowlm.extraction.parsing import read_answer
 from knowlm.files import HALF, read_records
 
 MOST_LINES = 3  # of an instruction's beginning that tells its schema
@@ -105,7 +105,7 @@ def row_of(case: dict, forms: Sequence[str] = ("tuple",), wordings: int = 1, see
 
 def case_of_row(row: dict, name: str) -> dict:
     """The case that ``row_of`` made a row of, also where its input stands below the instruction, as in a chat;
-    ValueError if its instruction is none that ``render`` writes.
+    ValueError if its instruction is none that ``render`` writes, or its answer can't be read.
     """
     instruction, text = row["instruction"], row.get("input", "")
     if not text:
@@ -114,7 +114,7 @@ def case_of_row(row: dict, name: str) -> dict:
     if asked is None:
         raise ValueError("the instruction isn't one of examples/ie_prompt.py's, so its schema can't be read")
     case = {"id": name, **asked, "input": text}
-    return case | {"gold": parse(case["task"], row["output"], case["schema"]).items}
+    return case | {"gold": read_answer(case["task"], row["output"], case["schema"])}
 
 
 def without_input(question: str) -> tuple[str, str]:

@@ -108,8 +108,18 @@ def parse(task: str, answer: str, labels: Iterable = ()) -> Parsed:
     return Parsed(found.items, readable, [name for name in REPAIRS if name in found.repairs] if readable else [])
 
 
+def read_answer(task: str, answer: str, labels: Iterable) -> list[dict]:
+    """The items of an answer that is taken for gold: ValueError if it can't be read."""
+    parsed = parse(task, answer, labels)
+    if not parsed.readable:
+        raise ValueError(f"its answer {answer[:60]!r} can't be read")
+    return parsed.items
+
+
 def _read_clean(task: str, text: str, schema: Schema) -> Found | None:
-    if len(text) < 20 and text.translate(WIDE).strip(" .。\"'").lower() in SAYS_NOTHING:
+    said = text.translate(WIDE).strip("\"'")
+    bare = said.strip(" .。\"'").lower()
+    if len(text) < 20 and bare in SAYS_NOTHING and (bare or not said):  # "..." says something, if little
         return Found(nothing=True)
     items = read_exact(task, text, schema)
     if items is not None:

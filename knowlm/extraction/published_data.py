@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from knowlm.extraction.forms import render, write_answer
-from knowlm.extraction.parsing import parse
+from knowlm.extraction.parsing import read_answer
 from knowlm.sentences import language_of
 
 # What IEPile's instructions say, in words of our own.
@@ -31,16 +31,19 @@ REQUESTS = {
     ),
 }
 LISTED = re.compile(r"关系[^{\[]{0,20}[{\[]([^}\]]*)[}\]]")  # 关系类型为{'国家','属于'}
+OWN = re.compile(r"-(NER|RE|EE)(-\d+)?$")  # what a case's id has more than its record's
 QUOTED = re.compile(r"['\"‘“]([^'\"’”]+)['\"’”]")
 
 
 def read_iepile(record: dict, number: int) -> Iterator[dict]:
     """``{"task", "source", "instruction", "output"}``; instruction and output are JSON texts."""
-    asked, answer = (json.loads(record[field]) for field in ("instruction", "output"))
-    task = record.get("task") or ("EE" if any(isinstance(label, dict) for label in asked["schema"]) else "RE")
+    asked, answer = record["instruction"], record["output"]
+    asked = json.loads(asked) if isinstance(asked, str) else asked
+    answer = answer if isinstance(answer, str) else json.dumps(answer, ensure_ascii=False)
+    schema = list(asked["schema"]) if isinstance(asked["schema"], dict) else asked["schema"]  # labels with descriptions
+    task = record.get("task") or _iepile_task(schema, answer)
     if task not in REQUESTS:
         raise ValueError(f"task {task} is none of {', '.join(REQUESTS)}")
-    schema = asked["schema"]
     if task == "EE":
         schema = [{"type": event["event_type"], "roles": list(event.get("arguments", ()))} for event in schema]
     case = {
@@ -51,7 +54,17 @@ def read_iepile(record: dict, number: int) -> Iterator[dict]:
         "schema": schema,
         "input": asked["input"],
     }
-    yield case | {"gold": parse(task, json.dumps(answer, ensure_ascii=False), case["schema"]).items}
+    yield case | {"gold": read_answer(task, answer, case["schema"])}
+
+
+def _iepile_task(schema: list, answer: str) -> str:
+    """The task of a record that doesn't tell: schemas of events are objects, and NER's answers lists of names."""
+    if any(isinstance(label, dict) for label in schema):
+        return "EE"
+    found = [item for items in json.loads(answer).values() for item in items]
+    if not found:
+        raise ValueError("has no task, and its answer doesn't tell")
+    return "NER" if isinstance(found[0], str) else "RE"
 
 
 def write_iepile(case: dict) -> dict:
@@ -113,14 +126,15 @@ def _annotated(case: dict, task: str, schema: list, gold: list[dict]) -> dict:
 
 def write_annotated(cases: Iterable[dict]) -> Iterator[dict]:
     """Records of all cases, those of one text together."""
-    by_text: dict[str, list[dict]] = {}
+    by_text: dict[tuple[str, str], list[dict]] = {}  # by its record's id, too, if the case's tells it
     for case in cases:
-        by_text.setdefault(case["input"], []).append(case)
-    for text, group in by_text.items():
+        name = OWN.sub("", str(case["id"]))
+        by_text.setdefault((case["input"], name if name != str(case["id"]) else ""), []).append(case)
+    for (text, _), group in by_text.items():
         gold = {task: [item for case in group if case["task"] == task for item in case["gold"]] for task in REQUESTS}
         kinds = {item["text"]: item["type"] for item in gold["NER"]}
         tasks = {case["task"] for case in group}
-        record = {"id": re.sub(r"-(NER|RE|EE)(-\d+)?$", "", str(group[0]["id"])), "cate": group[0].get("domain", "")}
+        record = {"id": OWN.sub("", str(group[0]["id"])), "cate": group[0].get("domain", "")}
         record["text"] = text
         if "NER" in tasks:
             record["entity"] = [{"entity": item["text"], "entity_type": item["type"]} for item in gold["NER"]]
@@ -149,19 +163,26 @@ def write_annotated(cases: Iterable[dict]) -> Iterator[dict]:
 
 def read_ccks(record: dict, number: int) -> Iterator[dict]:
     """CCKS2023's ``{"id", "cate", "input", "instruction", "output", "kg"}``; kg has [head, relation, tail]s."""
+    text = record["input"]
     listed = LISTED.search(record.get("instruction", ""))
     schema = QUOTED.findall(listed[1]) if listed else []
     if record.get("kg"):
-        gold = [dict(zip(("head", "relation", "tail"), triple, strict=True)) for triple in record["kg"]]
+        parts = ("head", "relation", "tail")
+        gold = [
+            {part: triple[part] for part in parts}
+            if isinstance(triple, dict)
+            else dict(zip(parts, triple, strict=True))
+            for triple in record["kg"]
+        ]
     else:
-        gold = parse("RE", record.get("output", ""), schema).items
+        gold = read_answer("RE", record["output"] if "kg" not in record else record.get("output", ""), schema)
     yield {
         "id": str(record.get("id", number)),
         "task": "RE",
-        "language": language_of(record["input"]),
+        "language": language_of(text),
         **({"domain": record["cate"]} if record.get("cate") else {}),
         "schema": list(dict.fromkeys([*schema, *(item["relation"] for item in gold)])),
-        "input": record["input"],
+        "input": text,
         "gold": gold,
     }
 
@@ -234,7 +255,9 @@ def read_chat(record: dict, number: int) -> Iterator[dict]:
     question = ""
     for turn in turns_of(record):
         if turn["role"] == "assistant":
-            yield {"instruction": question, "input": "\n".join(before[:-1]), "output": turn["content"]}
+            if question:  # some chats begin with the model
+                yield {"instruction": question, "input": "\n".join(before[:-1]), "output": turn["content"]}
+            question = ""
         else:
             question = turn["content"]
         before.append(turn["content"])
