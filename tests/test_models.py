@@ -90,3 +90,13 @@ def test_a_4bit_base_passes_the_same_gradients_on_after_a_validation(tiny_llama)
     with torch.no_grad():
         model(input_ids=tokens)
     assert before.any() and torch.equal(gradient(), before)
+
+
+def test_an_adapter_of_another_base_is_told_in_one_line(tiny_llama, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64))
+    get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"lora: doesn't fit .*; name the base it was tuned on"):
+        load_for_generation(str(tiny_llama), str(tmp_path / "lora"))
