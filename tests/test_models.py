@@ -99,3 +99,13 @@ def test_a_folder_without_a_whole_tokenizer_is_named(model, content, said):
         (model / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=f"model: {said}"):
         load_tokenizer(str(model))
+
+
+def test_an_adapter_of_another_base_is_told_in_one_line(tiny_llama, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    other = LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=1, vocab_size=64))
+    get_peft_model(other, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "lora")
+    with pytest.raises(ValueError, match=r"lora: doesn't fit .*; name the base it was tuned on"):
+        load_for_generation(str(tiny_llama), str(tmp_path / "lora"))
