@@ -195,7 +195,7 @@ def test_a_wikidata_dump_is_read(tmp_path, compress):
     lines = ",\n".join(json.dumps(entity, ensure_ascii=False) for entity in WIKIDATA)
     path.write_bytes((compress or bytes)(f"[\n{lines}\n]\n".encode()))
     graph = graph_of(path)
-    text = "Victor Hugo, born February 26, 1802, spoke French in Paris, the capital of France, among 2.1 million people."
+    text = "Victor Hugo, born February 26, 1802, spoke French in Paris, capital of France, among 2.1 million people."
     assert found(graph, text) == {
         ("Victor Hugo", "date of birth", "February 26, 1802"),
         ("France", "capital", "Paris"),  # of P1376, the other way round
