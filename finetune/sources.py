@@ -29,6 +29,7 @@ from knowlm.files import locked, new_folder, read_json, require_file, require_ne
 Rows = tuple[list[dict], list[dict]]  # of texts and of the graph
 POINTERS = {"@i": "instance_of", "@": "subclass_of", "#p": "part_of", "#m": "member_of", "%s": "made_of"}
 PROSE = ("Background", "Economy - overview", "Disputes - international", "Geography - note", "Illicit drugs")
+NO_MEMBER = re.compile(r"observer|candidate|dialogue|pending|suspended|temporarily|partner|signatory|excluded")
 TITLES = re.compile(
     r"^(?:(?:Acting|Interim|Transitional|Federal|First|Vice|State|Prime|Executive|Supreme) )*(?:President|Minister|"
     r"Chancellor|King|Queen|Emperor|Sultan|Amir|Emir|Prince|Princess|Grand Duke|Governor General|Governor|Premier|"
@@ -158,7 +159,8 @@ def country_facts(fields: dict) -> Iterator[tuple[str, str, str]]:
         if name != holder and re.search(r"[A-Z]{2}", name):
             yield "chairperson", "person", re.sub(r"\b[A-Z-]{2,}\b", lambda match: match[0].title(), name)
     for name in field(fields, "Government/International organization participation").split(","):
-        if name := re.sub(r"\(.*", "", name).strip():
+        standing = name.partition("(")[2]
+        if (name := re.sub(r"\(.*", "", name).strip()) and not NO_MEMBER.match(standing):
             yield "member_of", "organisation", name
     if day := re.match(r"(\d{1,2} \w+ \d{4})", field(fields, "Government/Independence")):
         yield "independence_date", "", iso(day[1])

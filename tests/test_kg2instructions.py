@@ -125,6 +125,18 @@ def test_a_name_written_small_is_found_with_the_capital_of_its_sentence(tmp_path
     assert names("Tin is near Cornwall.") == ["Cornwall"]  # so short a word is often another
 
 
+def test_a_part_of_a_longer_name_is_none(tmp_path):
+    (tmp_path / "graph.tsv").write_text("Robert\tknows\tOxford\nFrance\tknows\tOxford\n雨果\tknows\tOxford\n", "utf-8")
+    graph = graph_of(tmp_path / "graph.tsv")
+
+    def names(text, language="english"):
+        [piece] = find_pieces(document_of(text, language), graph, NameFinder(graph.connection, language), 100)
+        return [text[choice.mention.start : choice.mention.stop] for choice in piece.entities]
+
+    assert names("Robert Smirke left Oxford May 1889. In France Robert met Paul.") == ["Oxford", "France", "Robert"]
+    assert names("雨果·阿尔文来到Oxford，雨果没有。", "chinese") == ["Oxford", "雨果"]
+
+
 def test_an_article_is_no_part_of_a_name_unless_it_begins_a_title(tmp_path):
     rows = ["the Louvre\tin\tParis", "The Scream\tin\tthe Louvre"]
     (tmp_path / "graph.tsv").write_text("\n".join(rows) + "\n")

@@ -1,5 +1,6 @@
 """Texts to find facts in: JSON lines, plain lines, whole files; cleaned and cut into pieces."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from knowlm.supervision.graph_readers import lines_of
 from knowlm.supervision.names import clean
 
 LONGEST_SENTENCE = 512  # words or characters; a longer one is cut
+PART = re.compile(r"[^;]+;?")  # of an English sentence; Chinese ones end there
 BREAKS = " \t\n,;:，、；："
 
 
@@ -136,6 +138,12 @@ def split_spans(text: str, language: str, length: int, found: Iterable[tuple[int
 
 def sentences(text: str, language: str) -> Iterator[tuple[int, int]]:
     return pairwise([0, *sentence_ends(text, language)])
+
+
+def sentence_parts(text: str, language: str) -> Iterator[tuple[int, int]]:
+    """Sentences, in English also between semicolons, as in Chinese anyway."""
+    for start, stop in sentences(text, language):
+        yield from (part.span() for part in PART.finditer(text, start, stop))
 
 
 def size_of(text: str, language: str) -> int:

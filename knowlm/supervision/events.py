@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from knowlm.supervision.documents import sentences
+from knowlm.supervision.documents import sentence_parts, sentences
 from knowlm.supervision.graph_schema import EVENT, VALUE_TYPES, EventType, Role, Schema
 from knowlm.supervision.mentions import uncovered
 from knowlm.supervision.names import fold, sentence_capitals, with_small
@@ -24,7 +24,6 @@ from knowlm.supervision.pieces import Event, Match, Piece, Span
 from knowlm.supervision.values import ValueMention, find_values, kind_of, matching_span, read_value
 
 TypeOf = Callable[[int], str]
-PART = re.compile(r"[^;]+;?")  # of an English sentence; Chinese ones end there
 CLAUSE = 20  # characters that the end of a clause counts for in a distance
 CLAUSE_END = re.compile(r"[,，;；:：—–()（）]")
 OPENING = re.compile(r"\W*")  # no word before the trigger
@@ -109,7 +108,10 @@ def trigger_pattern(words: tuple[str, ...], language: str) -> re.Pattern[str]:
 
 def find_events(piece: Piece, schema: Schema, type_of: TypeOf, triggers: Sequence[Trigger]) -> list[Event]:
     """Events in the order of their triggers. triggers: those of ``find_triggers``."""
-    parts = list(sentence_parts(piece, triggers))
+    parts = [
+        Sentence(piece.text, start, stop, [trigger for trigger in triggers if start <= trigger.start < stop])
+        for start, stop in sentence_parts(piece.text, piece.language)
+    ]
     named = {
         (choice.mention.start, choice.mention.stop) for choice in piece.entities if type_of(choice.entity) == EVENT
     }
@@ -124,14 +126,6 @@ def find_events(piece: Piece, schema: Schema, type_of: TypeOf, triggers: Sequenc
     events = one_key_each(list(found.values()), piece.text)
     order = list(schema.asked_events)
     return sorted(events, key=lambda event: (event.trigger, order.index(event.type)))
-
-
-def sentence_parts(piece: Piece, triggers: Sequence[Trigger]) -> Iterator[Sentence]:
-    """Sentences, in English also between semicolons, as in Chinese anyway."""
-    for begin, end in sentences(piece.text, piece.language):
-        for part in PART.finditer(piece.text, begin, end):
-            start, stop = part.span()
-            yield Sentence(piece.text, start, stop, [trigger for trigger in triggers if start <= trigger.start < stop])
 
 
 def stated_facts(piece: Piece) -> Iterator[tuple[Match, list[Span], list[Span]]]:

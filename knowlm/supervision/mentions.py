@@ -1,14 +1,16 @@
 """Mentions of a graph's entities in a document, and which entity each one is."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from knowlm.supervision.documents import Document
 from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.names import NameFinder, fold, sentence_capitals, with_small
-from knowlm.supervision.values import ValueMention, matching_span
+from knowlm.supervision.values import MONTHS, ValueMention, matching_span
 
 ARTICLE = "the "  # a title has a capital: "The Scream"
+NEXT_NAME = re.compile(rf" (?!(?:{'|'.join(MONTHS)})\b)[A-Z][a-z]")
 ERAS = ("BC", "BCE", "AD", "CE")
 
 
@@ -66,8 +68,12 @@ def find_mentions(
         if not is_within(start, stop, value_at.get(start))
         and not (folded[start:stop] in ERAS and start - 2 in value_at)
     ]
+    named = {start for start, _ in spans} | {link.start for link in links}
     names = []
     for start, stop in spans:
+        goes_on = document.language == "english" and folded[start].isupper() and NEXT_NAME.match(folded, stop)
+        if goes_on and stop + 1 not in named:
+            continue  # Robert in "Robert Smirke", whom the graph doesn't know
         own, common = (graph.candidates(text[start:stop], document.language) for text in (folded, small))
         if common and small.startswith(ARTICLE, start):
             start += len(ARTICLE)  # "the Louvre" is a name of the graph, what it names stands in "Louvre"

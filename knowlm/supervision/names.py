@@ -84,10 +84,12 @@ def is_name(name: str) -> bool:
 
 
 def is_whole(text: str, start: int, stop: int) -> bool:
-    """Whether no word of letters goes on beyond ``text[start:stop]``; Chinese has no such bounds.
+    """Whether no word of letters goes on beyond ``text[start:stop]``; in Chinese only a dot binds names.
 
     >>> [is_whole(text, 0, 5) for text in ("Paris is", "Parisian", "Paris的")]
     [True, False, True]
+    >>> [is_whole(text, 0, 2) for text in ("雨果写了", "雨果·阿尔文")]
+    [True, False]
     """
     return not (_joined(text, start) or _joined(text, stop))
 
@@ -96,6 +98,8 @@ def _joined(text: str, place: int) -> bool:
     if not 0 < place < len(text):
         return False
     before, after = text[place - 1], text[place]
+    if "·" in (before, after):  # between the parts of a foreign name
+        return True
     return before.isalnum() and after.isalnum() and not (CHINESE_LETTER.match(before) or CHINESE_LETTER.match(after))
 
 

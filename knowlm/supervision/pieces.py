@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from knowlm.supervision.documents import Document, Link, sentences, split_spans
+from knowlm.supervision.documents import Document, Link, sentence_parts, sentences, split_spans
 from knowlm.supervision.graph import Edges, KnowledgeGraph
 from knowlm.supervision.graph_schema import ALIAS, VALUE_TYPES, EventType, Role, Topic
 from knowlm.supervision.mentions import Choice, Mention, disambiguate, find_mentions, title_mentions, uncovered
@@ -286,7 +286,7 @@ def stated(
         key = graph.key(choice.entity)
         places[key].append((choice.mention.start, choice.mention.stop))
         kinds[key] = graph.type(choice.entity)
-    told = list(sentences(text, language))
+    told = list(sentence_parts(text, language))
     folded = fold(text).lower()
 
     def is_stated(match: Match) -> bool:
