@@ -165,7 +165,7 @@ def load_base(
         settings["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0)) if gpu else "cpu"}
     try:
         model = AutoModelForCausalLM.from_pretrained(path, **settings)
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, ImportError) as error:
         raise ValueError(f"{path}: the model does not load: {str(error).splitlines()[0]}") from error
     if load_4bit and training and not gpu:
         for module in model.modules():

@@ -129,10 +129,21 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | bool |
     return str(folder)
 
 
+def require_same_shards(checkpoint: str | None, uses_deepspeed: bool) -> None:
+    """Raise ValueError where a checkpoint's optimizer is dealt out by ZeRO to other processes than there are now."""
+    shards = len(list(Path(checkpoint).glob("global_step*/*optim_states.pt"))) if checkpoint else 0
+    if shards and not (uses_deepspeed and shards == int(os.environ.get("WORLD_SIZE", 1))):
+        raise ValueError(
+            f"{checkpoint}: holds the optimizer's state of {shards} processes of DeepSpeed; go on with --deepspeed and "
+            "as many processes, or start over with --resume_from_checkpoint False"
+        )
+
+
 def train_and_save(trainer, resume_from_checkpoint: str | bool | None) -> None:
     """Train, save model, tokenizer, state and loss picture into ``output_dir``, from ``find_checkpoint``'s on."""
     output_dir = Path(trainer.args.output_dir)
     checkpoint = find_checkpoint(output_dir, resume_from_checkpoint)
+    require_same_shards(checkpoint, trainer.is_deepspeed_enabled)
     if checkpoint and trainer.is_world_process_zero():
         print(f"going on from {checkpoint}", file=sys.stderr)
     with locked(output_dir) if trainer.is_world_process_zero() else nullcontext():

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from knowlm.files import read_json, read_records, require_file
 from knowlm.instructions import Example, describe_lengths, encode_rows, read_rows
 from knowlm.models import check_model_folder, load_tokenizer, small_model
 from knowlm.prompts import Prompter
-from knowlm.training import find_checkpoint, last_losses
+from knowlm.training import find_checkpoint, last_losses, require_same_shards
 from knowlm.tuning_run import describe_run, is_over
 
 GOLD = Path(__file__).resolve().parents[1] / "finetune/data/gold"
@@ -132,8 +133,13 @@ def load_data(settings: TuningSettings) -> TuningData:
     over = is_over(settings, run, steps)
     if over:
         say(f"{settings.output_dir}: this run is over, its result lies there; more --num_epochs would prolong it")
-    elif settings.pack:
-        check_packing(small_model(settings.base_model))
+    else:
+        checkpoint = find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
+        require_same_shards(
+            checkpoint, bool(getattr(settings, "deepspeed", os.environ.get("ACCELERATE_USE_DEEPSPEED")))
+        )
+        if settings.pack:
+            check_packing(small_model(settings.base_model))
     return TuningData(tokenizer, prompter, training, held_out, cases, order, run, over)
 
 
@@ -170,6 +176,8 @@ def check_settings(settings: TuningSettings) -> None:
         )
     if settings.eval_cases:
         require_file(settings.eval_cases)
+    if settings.wandb_project and not find_spec("wandb"):
+        raise ValueError(f"--wandb_project {settings.wandb_project}: needs the wandb package; pip install wandb")
     find_checkpoint(settings.output_dir, settings.resume_from_checkpoint)
 
 

@@ -87,6 +87,9 @@ def test_zero3_on_two_processes_has_the_losses_of_one_process(run_warm, tiny_lla
     assert got.keys() == expected.keys()
     for name, weight in expected.items():  # those of ZeRO-3 are saved in bf16 where that is trained in
         assert (got[name].float() - weight).abs().mean() < 1e-4 + weight.abs().mean() / 256, name
+    result = run_warm(SCRIPT, *flags(tiny_llama, data, tmp_path / "two", pack=True, num_epochs=3))
+    assert result.returncode == 1, result.stderr  # it would go on without the optimizer's state
+    assert "holds the optimizer's state of 2 processes of DeepSpeed" in result.stderr.splitlines()[-1]
 
 
 @pytest.fixture
