@@ -12,8 +12,9 @@ from transformers import Trainer, TrainerCallback
 from knowlm.batching import MicroBatches, collate
 from knowlm.extraction.answering import question_of
 from knowlm.instructions import Example
-from knowlm.tuning import TuningData, TuningSettings
+from knowlm.tuning import TuningData
 from knowlm.tuning_run import note_run
+from knowlm.tuning_settings import TuningSettings
 from knowlm.validation import answers, mean_f1
 
 

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,9 +12,7 @@ from knowlm.dtypes import HELD
 from knowlm.files import read_json, write_json
 from knowlm.instructions import Example
 from knowlm.training import checkpoints_of, last_whole_checkpoint
-
-if TYPE_CHECKING:
-    from knowlm.tuning import TuningSettings
+from knowlm.tuning_settings import TuningSettings
 
 NOTE = "tuning_data.json"
 RESULTS = ("adapter_config.json", "config.json")  # what is written last of an adapter or a model
@@ -26,7 +23,7 @@ DECISIVE = (
 )
 
 
-def describe_run(settings: "TuningSettings", examples: Sequence[Example]) -> dict:
+def describe_run(settings: TuningSettings, examples: Sequence[Example]) -> dict:
     """What decides a run: settings, the examples as tokens (rows, template, cutoff, split), the base's weights."""
     digest = hashlib.sha256()
     for example in examples:
@@ -51,7 +48,7 @@ def weights_sample(folder: str) -> str:
     return digest.hexdigest()
 
 
-def is_over(settings: "TuningSettings", run: dict, steps: int) -> bool:
+def is_over(settings: TuningSettings, run: dict, steps: int) -> bool:
     """Whether ``output_dir`` holds the result of this run, after so many steps or more.
 
     Raises ValueError where it holds another run's result, or checkpoints that another run would go on from.
@@ -86,7 +83,7 @@ def steps_done(folder: Path) -> int:
         return 0
 
 
-def require_same(settings: "TuningSettings", folder: Path, run: dict, is_finished: bool) -> None:
+def require_same(settings: TuningSettings, folder: Path, run: dict, is_finished: bool) -> None:
     """Raise ValueError where the run in ``folder`` is another one; checkpoints of old versions tell less of theirs."""
     old = read_json(folder / NOTE) if (folder / NOTE).is_file() else {}
     for name, value in run.items():
@@ -113,7 +110,7 @@ def names_in(text: str) -> list[str]:
     return [name for name in names if name] or [""]
 
 
-def note_run(settings: "TuningSettings", run: dict) -> None:
+def note_run(settings: TuningSettings, run: dict) -> None:
     """Keep in the output folder which run it holds. Starting over, the old one's checkpoints go first: a later start
     would go on from them.
     """
@@ -123,9 +120,9 @@ def note_run(settings: "TuningSettings", run: dict) -> None:
     write_json(Path(settings.output_dir) / NOTE, run)
 
 
-def starts_over(settings: "TuningSettings") -> bool:
+def starts_over(settings: TuningSettings) -> bool:
     return str(settings.resume_from_checkpoint) in ("False", "false")
 
 
-def names_checkpoint(settings: "TuningSettings") -> bool:
+def names_checkpoint(settings: TuningSettings) -> bool:
     return str(settings.resume_from_checkpoint).lower() not in ("", "none", "true", "false")

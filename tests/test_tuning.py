@@ -15,7 +15,8 @@ SCRIPT = Path(__file__).resolve().parents[1] / "finetune/lora/finetune.py"
 def test_where_no_checkpoint_was_the_best_the_last_is_told():
     from transformers import TrainerState
 
-    from knowlm.tuning import TuningSettings, ending
+    from knowlm.tuning import ending
+    from knowlm.tuning_settings import TuningSettings
 
     settings = TuningSettings(base_model="m", data_path="d", best_by="loss")
     for best in (None, float("inf"), 1.5):

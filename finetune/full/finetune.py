@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout hol
 from knowlm.cli import run_fire
 from knowlm.files import require_file
 from knowlm.training import start_processes_on_cpu, train_and_save, use_one_gpu_per_process
-from knowlm.tuning import TuningSettings, ending, load_data, make_trainer, taking, training_arguments
+from knowlm.tuning import ending, load_data, training_arguments
+from knowlm.tuning_settings import TuningSettings, taking
 
 
 @dataclass(kw_only=True)
@@ -44,6 +45,7 @@ def main(settings: FullSettings) -> None:
     from transformers import set_seed
 
     from knowlm.models import load_base
+    from knowlm.trainers import TuningTrainer
 
     use_one_gpu_per_process()
     gpu = torch.cuda.is_available()
@@ -55,7 +57,7 @@ def main(settings: FullSettings) -> None:
     set_seed(settings.seed)
     model = load_base(settings.base_model, training=True)
     model.config.use_cache = False
-    trainer = make_trainer(model, settings, arguments, data)
+    trainer = TuningTrainer(model, settings, arguments, data)
     train_and_save(trainer, settings.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         print(f"{settings.output_dir}: model {ending(trainer, settings)}")

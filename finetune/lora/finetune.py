@@ -19,8 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the checkout hol
 
 from knowlm.cli import run_fire
 from knowlm.training import train_and_save, use_one_gpu_per_process
-from knowlm.tuning import TuningSettings, ending, load_data, make_trainer, say, taking, training_arguments
+from knowlm.tuning import ending, load_data, say, training_arguments
 from knowlm.tuning_run import names_in
+from knowlm.tuning_settings import TuningSettings, taking
 
 TARGETS = "[q_proj,k_proj,v_proj,o_proj,gate_proj,down_proj,up_proj]"
 
@@ -53,6 +54,7 @@ def main(settings: LoraSettings) -> None:
     from transformers import set_seed
 
     from knowlm.models import load_base
+    from knowlm.trainers import TuningTrainer
 
     use_one_gpu_per_process()
     load_8bit = settings.load_8bit
@@ -79,7 +81,7 @@ def main(settings: LoraSettings) -> None:
             task_type="CAUSAL_LM",
         ),
     )
-    trainer = make_trainer(model, settings, arguments, data)
+    trainer = TuningTrainer(model, settings, arguments, data)
     train_and_save(trainer, settings.resume_from_checkpoint)
     if trainer.is_world_process_zero():
         print(f"{settings.output_dir}: adapter {ending(trainer, settings)}")
