@@ -18,7 +18,7 @@ NOTE = "tuning_data.json"
 RESULTS = ("adapter_config.json", "config.json")  # what is written last of an adapter or a model
 # Settings that make another run of it. --pack, devices and micro-batches don't; more --num_epochs prolong a run.
 DECISIVE = (
-    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules"),  # LoRA's own
+    *("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "first_adapter_sha256"),  # LoRA's own
     *("batch_size", "group_by_length", "seed", "learning_rate", "warmup_steps", "best_by"),
 )
 
@@ -96,6 +96,8 @@ def require_same(settings: TuningSettings, folder: Path, run: dict, is_finished:
             said = f"--data_path {settings.data_path}: the run in {folder} has other examples (rows, cutoff, split)"
         elif name == "base_sample_sha256":
             said = f"--base_model {settings.base_model}: the run in {folder} tunes other weights"
+        elif name == "first_adapter_sha256":
+            said = f"--resume_from_checkpoint: the run in {folder} began with another adapter, or none"
         way_out = "" if is_finished else ", or start over with --resume_from_checkpoint False"
         raise ValueError(f"{said}; name another --output_dir{way_out}")
 

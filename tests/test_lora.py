@@ -193,11 +193,21 @@ def test_a_run_goes_on_where_its_layers_are_written_another_way(tune, stopped):
     assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
 
 
-def test_a_result_is_not_taken_for_a_checkpoint(tune, tmp_path):
-    """Without the optimizer's state it would go on as another run, in silence."""
-    assert tune("lora", num_epochs=0.1).returncode == 0
-    result = tune("other", resume_from_checkpoint=tmp_path / "lora", num_epochs=1)
-    assert result.returncode == 1 and "it is a result and not a checkpoint" in result.stderr.splitlines()[-1]
+def test_an_adapter_alone_is_tuned_further(tune, tmp_path):
+    assert tune("lora", num_epochs=0.5).returncode == 0
+    tuned = {"resume_from_checkpoint": tmp_path / "lora", "num_epochs": 0.1, "save_steps": 1}
+    result = tune("further", learning_rate=1e-12, **tuned)
+    assert result.returncode == 0, result.stderr
+    before, after = adapter(tmp_path / "lora"), adapter(tmp_path / "further")
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+    assert any(weight.abs().max() > 1e-3 for name, weight in before.items() if "lora_B" in name)
+    result = tune("further", learning_rate=1e-12, **tuned | {"num_epochs": 0.5})
+    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+    result = tune("further", learning_rate=1e-12, **tuned | {"num_epochs": 1, "resume_from_checkpoint": None})
+    assert result.returncode == 1 and "began with another adapter, or none" in result.stderr
+    for change, said in (({"lora_r": 8}, "has r 4, not 8"), ({"lora_target_modules": "[q_proj]"}, "is on down_proj,")):
+        result = tune("other", **tuned | change)
+        assert result.returncode == 1 and said in result.stderr.splitlines()[-1], result.stderr
     assert not (tmp_path / "other").exists()
 
 
