@@ -181,8 +181,9 @@ def write_records(path: str | Path, rows: Iterable[dict]) -> int:
 
 def read_json(path: str | Path) -> Any:
     """Raises ValueError naming the file when it is missing or no JSON."""
+    file = require_file(path)
     try:
-        return json.loads(require_file(path).read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not valid JSON ({error}); mend or regenerate it") from None
 
