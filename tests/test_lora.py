@@ -195,19 +195,22 @@ def test_a_run_goes_on_where_its_layers_are_written_another_way(tune, stopped):
 
 def test_an_adapter_alone_is_tuned_further(tune, tmp_path):
     assert tune("lora", num_epochs=0.5).returncode == 0
-    tuned = {"resume_from_checkpoint": tmp_path / "lora", "num_epochs": 0.1, "save_steps": 1}
-    result = tune("further", learning_rate=1e-12, **tuned)
-    assert result.returncode == 0, result.stderr
+    (published := tmp_path / "published").mkdir()  # as in 2023
+    config = Path(shutil.copy(tmp_path / "lora/adapter_config.json", published))
+    torch.save(adapter(tmp_path / "lora"), published / "adapter_model.bin")
+    tuned = {"resume_from_checkpoint": published, "num_epochs": 0.1, "save_steps": 1}
+    assert tune("further", learning_rate=1e-12, **tuned).returncode == 0
     before, after = adapter(tmp_path / "lora"), adapter(tmp_path / "further")
     assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
     assert any(weight.abs().max() > 1e-3 for name, weight in before.items() if "lora_B" in name)
-    result = tune("further", learning_rate=1e-12, **tuned | {"num_epochs": 0.5})
-    assert result.returncode == 0 and "going on from" in result.stderr, result.stderr
+    assert "going on from" in tune("further", learning_rate=1e-12, **tuned | {"num_epochs": 0.5}).stderr
     result = tune("further", learning_rate=1e-12, **tuned | {"num_epochs": 1, "resume_from_checkpoint": None})
     assert result.returncode == 1 and "began with another adapter, or none" in result.stderr
     for change, said in (({"lora_r": 8}, "has r 4, not 8"), ({"lora_target_modules": "[q_proj]"}, "is on down_proj,")):
         result = tune("other", **tuned | change)
         assert result.returncode == 1 and said in result.stderr.splitlines()[-1], result.stderr
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"use_rslora": True}))
+    assert "has use_rslora, which no flag gives" in tune("other", **tuned).stderr
     assert not (tmp_path / "other").exists()
 
 

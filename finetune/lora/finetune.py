@@ -109,6 +109,9 @@ def take_adapter(settings: LoraSettings) -> None:
             raise ValueError(
                 f"{folder}: its adapter has {name} {config.get(name)}, not {value}; give --lora_r and --lora_alpha so"
             )
+    for name in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
+        if config.get(name):
+            raise ValueError(f"{folder}: its adapter has {name}, which no flag gives; merge it into its base instead")
     targets, own = config.get("target_modules"), names_in(settings.lora_target_modules)
     if own != ["all-linear"] and isinstance(targets, list) and set(targets) != set(own):
         raise ValueError(
